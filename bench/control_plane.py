@@ -1,0 +1,103 @@
+"""What one node that comes or goes costs the daemon of another, among 10, 100 and 1,000 nodes.
+
+One fabric node in the lab; the others are leases in its store that nobody serves. One lease is taken away and written
+again; the figure is the daemon's processor time until the kernel's routes follow and half a second beyond, for what it
+does afterwards, less what it uses in the same time without a change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from statistics import median
+
+from fabric import leases
+from fabric.lab import Lab, LabError, registry
+from fabric.model import Lease
+from fabric.store.sqlite import SqliteStore
+
+SIZES = (10, 100, 1000)
+CHANGES = 12
+AFTERWARDS = 0.5
+WAIT_SECONDS = 10.0
+NET_CONF = {"Network": "10.240.0.0/12", "SubnetLen": 24, "Backend": {"Type": "vxlan"}}
+
+
+def processor_seconds(pid: int) -> float:
+    """Processor time of a process so far, to the nanosecond (its threads' schedstat)."""
+    return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
+
+
+def routes(pid: int) -> int:
+    """IPv4 routes in the network namespace of a process."""
+    return Path(f"/proc/{pid}/net/route").read_text().count("\n")
+
+
+def others(count: int) -> Iterator[tuple[str, bytes]]:
+    """Key and value of the leases of `count` further nodes, from the upper half of the network."""
+    for number in range(count):
+        subnet = IPv4Network((int(IPv4Address("10.248.0.0")) + (number << 8), 24))
+        mac = b"\x02" + (number + 1).to_bytes(5, "big")
+        lease = Lease(
+            subnet=subnet,
+            ipv6_subnet=None,
+            public_ip=IPv4Address(int(IPv4Address("198.18.0.1")) + number),
+            public_ipv6=None,
+            backend_type="vxlan",
+            backend_data=leases.vxlan_data(1, mac),
+            key=leases.key_of(subnet, None),
+        )
+        yield registry.PREFIX + lease.key, leases.emit_value(lease)
+
+
+def wait_routes(pid: int, count: int) -> None:
+    """Until there are `count` routes."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while routes(pid) != count:
+        if time.monotonic() > deadline:
+            raise LabError(f"{routes(pid)} routes instead of {count} after {WAIT_SECONDS:g} s")
+        time.sleep(0.005)
+
+
+def measure(size: int, changes: int = CHANGES) -> tuple[float, float]:
+    """Processor milliseconds per change, and per second without one, of a daemon that knows `size` other nodes."""
+    with Lab(nodes=1, pods=1, net_conf=NET_CONF) as lab:
+        return asyncio.run(_measure(lab, size, changes))
+
+
+async def _measure(lab: Lab, size: int, changes: int) -> tuple[float, float]:
+    pid = lab.daemon_pids()["node1"]
+    store = SqliteStore(registry.store_path(lab.run_dir))
+    await store.open()
+    try:
+        known = routes(pid)
+        for key, value in others(size):
+            await store.put(key, value, 0, None)
+        wait_routes(pid, known + size)
+        await asyncio.sleep(2)
+        start, used = time.monotonic(), processor_seconds(pid)
+        await asyncio.sleep(3)
+        idle = (processor_seconds(pid) - used) / (time.monotonic() - start)
+        key, value = list(others(size))[size // 2]
+        costs = []
+        for number in range(changes):
+            start, used = time.monotonic(), processor_seconds(pid)
+            if number % 2:
+                await store.put(key, value, 0, None)
+            else:
+                await store.delete(key, (await store.list(registry.PREFIX)).entries[key].revision)
+            wait_routes(pid, known + size - 1 + number % 2)
+            await asyncio.sleep(AFTERWARDS)
+            costs.append(processor_seconds(pid) - used - idle * (time.monotonic() - start))
+        return median(costs) * 1000, idle * 1000
+    finally:
+        await store.close()
+
+
+def run() -> Iterator[tuple[int, float, float]]:
+    """(nodes, processor ms per change, processor ms per second without one)."""
+    for size in SIZES:
+        yield size, *measure(size)

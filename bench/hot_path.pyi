@@ -1,0 +1,13 @@
+from collections.abc import Sequence
+
+from fabric.forward.snapshot import Snapshot
+
+class EgressLoop:
+    def __init__(
+        self, snapshot: Snapshot, frames: Sequence[bytes], fd: int = -1, segmentation: bool = True, ports: int = 1
+    ) -> None: ...
+    def run(self, rounds: int) -> int: ...
+
+class IngressLoop:
+    def __init__(self, snapshot: Snapshot, datagrams: Sequence[tuple[bytes, int]], gso_size: int = 0) -> None: ...
+    def run(self, rounds: int) -> int: ...

@@ -1,0 +1,3 @@
+Buffer = bytes | bytearray | memoryview
+
+def checksum(data: Buffer) -> int: ...

@@ -1,0 +1,3 @@
+Buffer = bytes | bytearray | memoryview
+
+def parse_packet(packet: Buffer) -> dict[str, int]: ...

@@ -1,0 +1,135 @@
+"""`fabricd`: parse, refuse or run, and end with the contract's exit codes (0 asked to stop, 1 refused, 2 usage)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fabric import flags
+from fabric.daemon import logs, prerequisites
+from fabric.daemon.sources import make_source
+from fabric.errors import FabricError, StartError
+from fabric.flags import Options
+
+if TYPE_CHECKING:
+    from fabric.daemon.node import Node
+    from fabric.daemon.parts import Dataplane, Parts, Source, Traffic
+    from fabric.model import DataplaneSettings
+
+log = logging.getLogger("fabric")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the daemon with `argv` (default: the process's); the exit code."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    logs.configure(flags.log_format_of(words))
+    try:
+        options = flags.parse(words)
+        logs.configure(options.log_format, options.verbosity)
+        for line in options.warnings:
+            log.warning("%s", line)
+        return _run(options, make_source(options))
+    except FabricError as error:
+        log.error("fabricd does not start: %s", error)
+        return 1
+    except SystemExit as error:
+        return int(error.code or 0)
+
+
+def real_parts(source: Source) -> Parts:
+    """The parts of a node on this machine."""
+    from fabric.daemon.interface import system_host
+    from fabric.daemon.parts import Parts
+    from routes.watch import KernelReconciler
+
+    def privileges() -> None:
+        prerequisites.check_privilege()
+        prerequisites.check_tun()
+
+    return Parts(
+        host=system_host(),
+        source=source,
+        dataplane=_dataplane,
+        reconciler=KernelReconciler,
+        traffic=_traffic,
+        privileges=privileges,
+    )
+
+
+def _dataplane(settings: DataplaneSettings) -> Dataplane:
+    try:
+        from fabric.forward.dataplane import Dataplane as RealDataplane
+    except ImportError as error:
+        raise StartError(f"the data path is not built ({error}): run ./dev build") from None
+    dataplane: Dataplane = RealDataplane(settings)
+    return dataplane
+
+
+def _traffic(resync: float) -> Traffic:
+    from fabric.traffic.manager import TrafficManager  # takes its time; we forward by then
+
+    return TrafficManager(resync)
+
+
+def _run(options: Options, source: Source) -> int:
+    # Refusals that need no event loop come before the imports that take the time.
+    prerequisites.check_privilege()
+    prerequisites.check_tun()
+    from fabric.daemon.node import Node
+
+    parts = real_parts(source)
+
+    async def body() -> int:
+        return await serve(Node(options, parts))
+
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(body())
+
+
+def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
+    with contextlib.suppress(ImportError):
+        import uvloop
+
+        factory: type[asyncio.AbstractEventLoop] = uvloop.Loop
+        return factory
+    return None
+
+
+async def serve(node: Node) -> int:
+    """Run `node` until a signal, a `stop` request or a crash loop; the exit code. Raises FabricError from the start."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, node.stop_requested.set)
+    loop.add_signal_handler(signal.SIGHUP, log.info, "SIGHUP: nothing to reload")
+    stop = loop.create_task(node.stop_requested.wait(), name="stop")
+    start = loop.create_task(node.start(), name="start")
+    failed: asyncio.Task[str] | None = None
+    try:
+        await asyncio.wait({start, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if not start.done():
+            start.cancel()
+            await asyncio.gather(start, return_exceptions=True)
+            return 0
+        start.result()
+        failed = loop.create_task(node.supervisor.failed(), name="failed")
+        await asyncio.wait({stop, failed}, return_when=asyncio.FIRST_COMPLETED)
+        if stop.done():
+            log.info("asked to stop")
+            return 0
+        return 1
+    finally:
+        for task in (stop, failed):
+            if task is not None:
+                task.cancel()
+        await node.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+
+

@@ -1,0 +1,62 @@
+"""Writes the state file a moment after something changed, in a thread, and only when its content differs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from fabric import state_file
+
+log = logging.getLogger("fabric")
+DELAY = 1.0
+
+
+class Saver:
+    """`soon` after each change, `now` at the end and then `wait`; `render` gives the file's bytes."""
+
+    def __init__(self, directory: Path, render: Callable[[], bytes]) -> None:
+        self._directory = directory
+        self._render = render
+        self._timer: asyncio.TimerHandle | None = None
+        self._saved = b""
+        self._writing: set[asyncio.Future[None]] = set()
+        self._refused = ""
+
+    def soon(self) -> None:
+        """Save in a moment; what changes until then is saved with it."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(DELAY, self.now)
+
+    def now(self) -> None:
+        """Begin to save."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        data = self._render()
+        if data == self._saved:
+            return
+        self._saved = data
+        task = asyncio.get_running_loop().run_in_executor(None, self._write, data)
+        self._writing.add(task)
+        task.add_done_callback(self._writing.discard)
+
+    async def wait(self) -> None:
+        """Wait for what was begun; what was only planned is given up."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        await asyncio.gather(*self._writing, return_exceptions=True)
+
+    def _write(self, data: bytes) -> None:
+        try:
+            state_file.save(self._directory, data)
+        except OSError as error:
+            self._saved = b""
+            reason = error.strerror or str(error)
+            if reason != self._refused:
+                log.warning("--state-dir %s cannot be written: %s", self._directory, reason)
+            self._refused = reason
+        else:
+            self._refused = ""

@@ -1,0 +1,42 @@
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from fabric.forward.lane cimport Lane
+
+cdef enum:
+    HEADROOM = 22                # VXLAN and inner Ethernet header in front of a frame
+    ARENA_SIZE = 262144
+    FRAME_ROOM = 65600           # vnet header and the longest frame
+    SIDE_SIZE = 49152
+    TAP_LINKS = 8
+
+# A prefix whose addresses are neighbours on the underlay; host order as in Inner.
+cdef struct Link:
+    uint64_t mask_high
+    uint64_t mask_low
+    uint64_t high
+    uint64_t low
+    uint8_t family
+
+# The egress thread's side of the data path: its lane and the memory of one drain.
+cdef struct Egress:
+    Lane lane
+    uint8_t* arena               # frames of one drain, adjacent where they form a train
+    uint32_t fill
+    uint8_t* side                # headers of segments and fragments
+    uint32_t side_fill
+    uint64_t ports_version
+    uint64_t last_number         # generation of the remembered route
+    uint64_t last_high
+    uint64_t last_low
+    uint32_t last_route
+    uint8_t last_family
+    int tap                      # TAP for tunnel-GSO transmit, -1: cut superframes here
+    uint8_t tap_mac[6]
+    Link tap_link[TAP_LINKS]     # where the TAP's frames can go
+    uint32_t tap_links
+    uint64_t neighbours          # answers to ARP requests and neighbour solicitations
+    uint64_t injected            # superframes sent through it
+
+cdef int egress_open(Egress* e) noexcept nogil
+cdef void egress_close(Egress* e) noexcept nogil
+cdef void egress_flush(Egress* e) noexcept nogil
+cdef uint8_t* side_room(Egress* e, uint32_t size) noexcept nogil

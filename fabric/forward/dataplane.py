@@ -1,0 +1,374 @@
+"""The data plane as the daemon handles it: sockets, ports, workers, and the snapshot they share.
+
+Everything here runs on the control thread. The order is `open` (sockets), `create_node_port`, `apply` (any number of
+times), `start`, `stop`; nothing but the sockets exists on the host until `create_node_port`. `require` opens the
+sockets of further formats at any time in between.
+
+`rebind` goes over to other underlay addresses while it runs: sockets of the new addresses are opened first, then the
+workers are replaced by new ones on the same ports. What comes in between waits in the queues of ports and sockets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from fabric.errors import DataplaneError
+from fabric.forward import pod_device
+from fabric.forward.flows import FlowTable
+from fabric.forward.ports import WorkerPort
+from fabric.forward.snapshot import Snapshot
+from fabric.forward.tunnel_gso import TunnelTap, is_virtual, on_link, passes_tunnel_superframes
+from fabric.forward.underlay import Underlay
+from fabric.forward.worker import Worker
+from fabric.model import Address, DataplaneSettings, Encapsulation, Endpoint, ForwardingState
+from tun.device import Device, create
+from tun.errors import DeviceError
+from tun.offload import allowed_features
+
+log = logging.getLogger("fabric")
+SETTLE_SECONDS = 1.0
+
+
+class Dataplane:
+    """One per daemon. Raises DataplaneError with a line for people."""
+
+    def __init__(self, settings: DataplaneSettings) -> None:
+        self.settings = settings
+        self._underlay = Underlay(settings)
+        self._node: WorkerPort | None = None
+        self._pods: list[WorkerPort] = []
+        self._workers: list[Worker] = []
+        self._threads: list[threading.Thread] = []
+        self._state: ForwardingState | None = None
+        self._generation = 0
+        self._ports_version = 0
+        self._offloads: dict[str, bool] = {}
+        self._past: Counter[str] = Counter()  # counted by workers that were replaced
+        self._flows = FlowTable(settings.flows) if settings.flows else None
+        self._tap: TunnelTap | None = None
+        self._tap_refused = ""  # the interface for which it could not be had
+
+    # --- sockets ---
+
+    def open(self) -> None:
+        """Bind our own format's underlay sockets and probe their offloads; changes nothing else on the host."""
+        self._underlay.open()
+        self._offloads["udp-gso"] = self._underlay.segmentation
+        self._offloads["udp-gro"] = self._underlay.gro
+
+    def require(self, formats: Iterable[Encapsulation]) -> Mapping[Encapsulation, str]:
+        """Receive these formats too, from now on, as far as their ports are free; those that are not, with the reason.
+
+        Any time between `open` and `stop`. What could not be opened is tried again at the next call.
+        """
+        opened = self._underlay.require(formats)
+        for index, worker in enumerate(self._workers):
+            for fd, form in self._underlay.sockets(index, opened):
+                worker.add_socket(fd, form)
+        return self._underlay.unavailable
+
+    def rebind(self, underlay: Sequence[Address], mtu: int, interface: str) -> None:
+        """Go on with other underlay addresses, node port MTU and interface. Raises DataplaneError, nothing changed.
+
+        The node port's MTU in the kernel is the reconciler's; here it is what new pod ports get.
+        """
+        after = replace(self.settings, underlay=tuple(underlay), mtu=mtu, interface=interface)
+        if (after.underlay, after.interface) != (self.settings.underlay, self.settings.interface):
+            gone = self._underlay.rebind(after.underlay)
+            self.settings = after
+            self._stop_workers()
+            self._start_workers()
+            for sock in gone:
+                sock.close()
+        self.settings = after
+        if self._node is not None:
+            self._node.mtu = mtu
+
+    # --- ports ---
+
+    def create_node_port(self) -> None:
+        """Make the TUN device of the host's namespace; addresses and routes are the reconciler's."""
+        self._node = self._node_port()
+        self._ports_version += 1
+
+    def recreate_node_port(self) -> None:
+        """The device again after somebody deleted it."""
+        self.create_node_port()
+        self._publish()
+
+    def _node_port(self) -> WorkerPort:
+        settings = self.settings
+        try:
+            device = create(
+                settings.device, queues=settings.workers, allowed=allowed_features(settings.offload), mtu=settings.mtu,
+                txqueuelen=settings.txqueuelen, up=True,
+            )
+            _probe(device)
+        except DeviceError as error:
+            raise DataplaneError(str(error)) from None
+        return WorkerPort("node", device, settings.mtu, (), settings.workers)
+
+    def add_port(self, endpoint: Endpoint, fds: Sequence[int] = ()) -> dict[str, object]:
+        """A pod port: a device in the pod's namespace, up, reachable at its addresses once this returns.
+
+        The device is made here, or is the one behind the passed queues `fds`, which are the device's from then on also
+        when this raises. It outlives us: only `delete_port` or the end of its namespace removes it. The addresses are
+        at most one of each family, and no other port's.
+        """
+        with ExitStack() as stack:
+            for fd in fds:
+                stack.callback(os.close, fd)
+            self._check_new(endpoint)
+            size = endpoint.mtu or self.settings.mtu
+            device = pod_device.adopt(endpoint, fds, self.settings, size) if fds else None
+            device = device or pod_device.create(endpoint, self.settings, size)
+            stack.pop_all()
+        return self._add(endpoint, device, size)
+
+    def attach_port(self, endpoint: Endpoint) -> dict[str, object]:
+        """The port of an earlier run again, on the device that it has left in the pod's namespace.
+
+        Raises PortLostError when it is not there any more, DataplaneError when that is not known.
+        """
+        self._check_new(endpoint)
+        device = pod_device.attach(endpoint, self.settings)
+        return self._add(endpoint, device, endpoint.mtu or device.mtu)
+
+    def _add(self, endpoint: Endpoint, device: Device, mtu: int) -> dict[str, object]:
+        port = WorkerPort(endpoint.name, device, mtu, endpoint.addresses, self.settings.workers)
+        port.ethernet = pod_device.ethernet(device)
+        self._pods.append(port)
+        self._ports_version += 1
+        self._publish()
+        return port.describe()
+
+    @property
+    def _ports(self) -> list[WorkerPort]:
+        """As the workers number them: the node port is 0. None before there is a node port."""
+        return [self._node, *self._pods] if self._node is not None else []
+
+    def _check_new(self, endpoint: Endpoint) -> None:
+        name, addresses = endpoint.name, endpoint.addresses
+        if endpoint.kind not in pod_device.CARRIED:
+            kinds = ", ".join(pod_device.CARRIED)
+            raise DataplaneError(f"port {name}: kind {endpoint.kind} is not carried by this fabricd, only {kinds}")
+        if name == "node" or any(port.name == name for port in self._pods):
+            raise DataplaneError(f"port {name} exists already")
+        if len({address.version for address in addresses}) != len(addresses):
+            raise DataplaneError(f"port {name}: {', '.join(map(str, addresses))}: at most one address of each family")
+        for address, port in itertools.product(addresses, self._pods):
+            if address in port.addresses:
+                raise DataplaneError(f"port {name}: {address} is port {port.name}'s")
+
+    def delete_port(self, name: str) -> None:
+        """Remove a pod port; its device disappears."""
+        for position, port in enumerate(self._pods):
+            if port.name == name:
+                with contextlib.suppress(DeviceError):  # it went with its namespace
+                    port.device.persist(False)
+                del self._pods[position]
+                del port
+                self._ports_version += 1
+                self._publish()
+                return
+        raise DataplaneError(f"no port {name}")
+
+    def lost_ports(self) -> list[str]:
+        """The pod ports whose device is gone: its namespace ended, or somebody deleted it."""
+        return [port.name for port in self._pods if port.device.gone]
+
+    # --- snapshot ---
+
+    def apply(self, state: ForwardingState) -> None:
+        """Compile `state` and let the workers use it; one that cannot be compiled is forgotten."""
+        before, self._state = self._state, state
+        try:
+            self._publish()
+        except DataplaneError:
+            self._state = before
+            raise
+
+    def _publish(self) -> None:
+        if self._state is None or not self._ports:
+            return
+        self._generation += 1
+        try:
+            snapshot = Snapshot(
+                self._generation, self._state, self._ports, self._ports_version, self.settings.ports,
+                self.settings.reserved_bits == "strict", self._flows,
+            )
+        except ValueError as error:
+            raise DataplaneError(f"peers cannot be compiled, keeping the last ones: {error}") from None
+        for worker in self._workers:
+            worker.swap(snapshot)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Free old snapshots: threads pass on within a batch, so this rarely waits."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while any(worker.reap() for worker in self._workers) and self._threads and time.monotonic() < deadline:
+            time.sleep(0.0005)
+
+    # --- threads ---
+
+    def start(self) -> None:
+        """Start the worker threads on the current snapshot."""
+        if self.settings.offload.get("udp-gso", True) and not self._offloads["udp-gso"]:
+            log.warning("udp-gso is off: a UDP_SEGMENT train over loopback did not arrive (is lo up?)")
+        self._start_workers()
+
+    def _start_workers(self) -> None:
+        transmit = {family: [sock.fileno() for sock in socks] for family, socks in self._underlay.transmit.items()}
+        for index in range(self.settings.workers):
+            worker = Worker(index, self._underlay.sockets(index), transmit[4], transmit[6])
+            worker.set_segmentation(self._offloads["udp-gso"])
+            worker.set_batching(self.settings.offload.get("udp-batch", True))
+            self._workers.append(worker)
+        self._set_tunnel_gso()
+        self._publish()
+        for index, worker in enumerate(self._workers):
+            for name, body in (("egress", worker.run_egress), ("ingress", worker.run_ingress)):
+                thread = threading.Thread(target=self._run, args=(body,), name=f"fabric-{name}-{index}", daemon=True)
+                thread.start()
+                self._threads.append(thread)
+
+    def follow_offloads(self) -> None:
+        """Look again at what the underlay passes on: offloads may have been switched, or the interface replaced."""
+        if not self._workers:
+            return
+        if self._tunnel_gso_wanted() != self._offloads["tap-tunnel-gso"] or not self._aimed():
+            self._set_tunnel_gso()
+
+    def _leave_tap(self) -> None:
+        for worker in self._workers:
+            worker.set_tunnel_gso(-1, bytes(6), (), (), ())
+
+    def _aimed(self) -> bool:
+        """Whether the TAP, if it is in use, leads to the interface that has the name now."""
+        if self._tap is None or not self._offloads["tap-tunnel-gso"]:
+            return True
+        try:
+            return self._tap.aims_at(self.settings.interface)
+        except OSError:
+            return True  # it is gone, and there is nothing to aim at
+
+    def _tunnel_gso_wanted(self) -> bool:
+        """Unasked only where no hardware is behind the interface: how a card fares with it has not been measured."""
+        asked, interface = self.settings.offload.get("tap-tunnel-gso"), self.settings.interface
+        if self._tap_refused == interface or self.settings.encapsulation != "vxlan" or asked is False:
+            return False
+        return passes_tunnel_superframes(interface) and (asked is True or is_virtual(interface))
+
+    def _set_tunnel_gso(self) -> None:
+        """Give the TAP to the workers, or take it away."""
+        interface = self.settings.interface
+        wanted = self._tunnel_gso_wanted()
+        self._offloads["tap-tunnel-gso"] = False
+        try:
+            if wanted and self._tap is None:
+                self._tap = TunnelTap(f"fabtx.{self.settings.vni}"[:15], interface)
+            elif wanted and self._tap is not None and not self._tap.aims_at(interface):
+                self._leave_tap()
+                self._tap.aim(interface)
+            links = on_link(interface) if wanted else []
+        except (DeviceError, OSError) as error:
+            self._tap_refused = interface
+            self._leave_tap()
+            asked = "tap-tunnel-gso" in self.settings.offload
+            log.log(logging.WARNING if asked else logging.DEBUG, "tap-tunnel-gso stays off: %s", error)
+            return
+        if self._tap is None:
+            return
+        transmit = self._underlay.transmit
+        ports = {version: [sock.getsockname()[1] for sock in socks] for version, socks in transmit.items()}
+        for worker in self._workers:
+            worker.set_tunnel_gso(self._tap.device.fds[0] if wanted else -1, self._tap.mac, ports[4], ports[6], links)
+        self._offloads["tap-tunnel-gso"] = wanted
+
+    @staticmethod
+    def _run(body: object) -> None:
+        with contextlib.suppress(OSError):
+            # Longer time slices: measured to raise bulk throughput, needs no privilege.
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        assert callable(body)
+        body()
+
+    def stop(self) -> None:
+        """Stop the threads and close everything; the node port disappears. At any time, also twice.
+
+        The devices of pod ports stay in their pods for the next run (`attach_port`), with their addresses and routes.
+        """
+        self._stop_workers()
+        for port in [*self._ports, *self._pods]:
+            port.device.close()
+        if self._tap is not None:
+            self._tap.close()
+            self._tap = None
+        self._node = None
+        self._pods.clear()
+        self._underlay.close()
+
+    def _stop_workers(self) -> None:
+        for worker in self._workers:
+            worker.stop()
+        for thread in self._threads:
+            thread.join(timeout=5)
+        for worker in self._workers:
+            self._past.update(worker.counters())
+        self._threads.clear()
+        self._workers.clear()
+
+    # --- what it is doing ---
+
+    def counters(self) -> dict[str, int]:
+        """All counters by name, summed over the workers."""
+        total = dict(self._past)
+        for worker in self._workers:
+            worker.reap()
+            for name, value in worker.counters().items():
+                total[name] = total.get(name, 0) + value
+        if self._flows is not None:
+            total.update(self._flows.counters())
+        total["node_port_overflows"] = _overflows(self.settings.device) if self._ports else 0
+        return total
+
+    def status(self) -> dict[str, object]:
+        """Offloads in use, threads alive, sockets and ports."""
+        return {
+            "generation": self._generation,
+            "encapsulation": self.settings.encapsulation,
+            "formats": list(self._underlay.formats),
+            "offloads": dict(self._offloads),
+            "threads": {thread.name: thread.is_alive() for thread in self._threads},
+            "source_ports": [
+                sock.getsockname()[1] for socks in self._underlay.transmit.values() for sock in socks
+            ],
+            "ports": [port.describe() for port in self._ports],
+        }
+
+
+def _probe(device: Device) -> None:
+    """Test superframe writes; a device that fails them with an error is removed, or its name would stay taken."""
+    try:
+        device.probe()
+    except BaseException:
+        device.close()
+        raise
+
+
+def _overflows(device: str) -> int:
+    """Frames the kernel dropped because the node port's queue was full: the egress thread never saw them."""
+    try:
+        return int(Path(f"/sys/class/net/{device}/statistics/tx_dropped").read_text())
+    except (OSError, ValueError):
+        return 0

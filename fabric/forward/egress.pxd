@@ -1,0 +1,23 @@
+from libc.stdint cimport uint8_t, uint32_t
+from encap.inner cimport Inner
+from encap.vtep cimport Vtep
+from fabric.forward.batch cimport Egress
+from fabric.forward.snapshot cimport Generation, PortEntry
+from tun.vnet cimport VnetHeader
+
+cdef enum:
+    BUDGET = 64                  # frames of one port before the next gets its turn
+    EVENTS = 64
+
+cdef void egress_run(Egress* e) noexcept nogil
+cdef void watch_ports(Egress* e, const Generation* g) noexcept nogil
+cdef void drain_port(Egress* e, const Generation* g, uint32_t position) noexcept nogil
+cdef uint32_t route_of(Egress* e, const Generation* g, const Inner* inner) noexcept nogil
+# True when memory of the frame is still referenced by a queue.
+cdef bint egress_frame(Egress* e, const Generation* g, uint32_t position, uint8_t* frame, uint32_t length,
+                       const VnetHeader* vnet) noexcept nogil
+cdef bint no_route(Egress* e, const Generation* g, uint32_t position, uint8_t* frame, Inner* inner,
+                   const VnetHeader* vnet) noexcept nogil
+cdef bint to_host(Egress* e, const Generation* g, uint32_t position, const Vtep* vtep, uint8_t* frame,
+                  Inner* inner, const VnetHeader* vnet) noexcept nogil
+cdef int check_pod(const Generation* g, const PortEntry* port, const Inner* inner) noexcept nogil

@@ -1,0 +1,265 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""The egress thread: from the local ports towards the fabric.
+
+Theory of operation, in the order a frame goes:
+
+1. `egress_run` sleeps in epoll on the ports, then drains each ready port by at most BUDGET frames a turn.
+2. `drain_port` reads a frame into the arena just behind the previous one, with room for the tunnel header in between:
+   small packets of one drain are adjacent and leave as one UDP_SEGMENT train of a single iovec.
+3. `egress_frame` parses it, checks a pod's source address, finds the route (the last destination is remembered) and
+   the flow (`flow_track`), whose replies may have to leave by the node port.
+4. `to_tunnel` checks TTL and MTU; a superframe is cut by `cut_superframe` into headers in the side buffer and payload
+   pieces in place; a single packet gets its checksum finished and its tunnel header stamped in front of it.
+   `to_port` hands a frame, superframes whole, to another port of this node.
+5. `egress_flush` sends what the drain has queued. A superframe is sent at once: read one, send one keeps it in cache.
+
+Order: a flow has one queue and one queue is in order. TTL is lowered where this node is an IP hop that no kernel
+counts: frames that a pod port sent, on their way to a VTEP or to another pod port (see docs/architecture.md).
+
+Limits: frames up to 65,535 bytes; see `tunnel` for what is answered instead of cut.
+"""
+
+import cython
+from cython.cimports.encap.drops import DropReason
+from cython.cimports.encap.inner import IPPROTO_UDP, Inner, parse, unicast4, unicast6
+from cython.cimports.encap.net import poll
+from cython.cimports.encap.vtep import FORMAT_NONE, NO_VTEP, find_vtep
+from cython.cimports.fabric.forward.batch import ARENA_SIZE, FRAME_ROOM, HEADROOM, egress_flush
+from cython.cimports.fabric.forward.ethernet import unwrap
+from cython.cimports.fabric.forward.flow_track import BY_NODE_PORT, track, track_batch
+from cython.cimports.fabric.forward.icmp import HOST_UNREACHABLE, NET_UNREACHABLE
+from cython.cimports.fabric.forward.kernel import (
+    EPOLL_CLOEXEC,
+    EPOLL_CTL_ADD,
+    EPOLL_CTL_DEL,
+    EPOLLIN,
+    ORDERED,
+    atomic_load,
+    epoll_create1,
+    epoll_ctl,
+    epoll_event,
+    epoll_wait,
+)
+from cython.cimports.fabric.forward.lane import drop, lane_enter, lane_idle
+from cython.cimports.fabric.forward.local import answer, to_port
+from cython.cimports.fabric.forward.snapshot import (
+    KIND_SHIFT,
+    LINK_HEADER,
+    MAX_WORKERS,
+    POD_PORT,
+    POSITION_MASK,
+    TO_HOST,
+    TO_VTEP,
+    Generation,
+    PortEntry,
+)
+from cython.cimports.fabric.forward.tunnel import to_tunnel
+from cython.cimports.libc.errno import EAGAIN, EBADF, EBADFD, EFAULT, EINTR, ENODEV, errno
+from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
+from cython.cimports.libc.string import memcpy
+from cython.cimports.posix.unistd import close, read
+from cython.cimports.routes.fib import NO_ROUTE, lookup4, lookup6
+from cython.cimports.tun.vnet import VNET_HEADER_SIZE, VnetHeader
+
+WAKE = cython.declare(uint32_t, 0x7FFFFFFF)
+RETRY_MS = cython.declare(cython.int, 50)
+
+
+def egress_run(e):
+    """Thread body: until `stop` is set. Needs no GIL.
+
+    One turn of at most BUDGET frames per ready port between two polls: a port that is never empty delays the others by
+    its turn only.
+    """
+    events = cython.declare(epoll_event[EVENTS])
+    g: cython.pointer(Generation)
+    count: cython.int
+    i: cython.int
+    token: uint64_t
+    while not atomic_load(cython.address(e.lane.shared.stop), ORDERED):
+        g = lane_enter(cython.address(e.lane))
+        if e.lane.epoll < 0 or (g != cython.NULL and g.ports_version != e.ports_version):
+            watch_ports(e, g)
+        lane_idle(cython.address(e.lane))
+        count = epoll_wait(e.lane.epoll, cython.address(events[0]), EVENTS, -1)
+        if count <= 0:
+            if e.lane.epoll < 0:
+                # No descriptor is left for the new set: try again soon.
+                poll(cython.NULL, 0, RETRY_MS)
+            continue
+        e.lane.wakeups += 1
+        g = lane_enter(cython.address(e.lane))
+        if g != cython.NULL:
+            track_batch(cython.address(e.lane.tracker), g)
+        for i in range(count):
+            if events[i].data.u32 == WAKE:
+                read(e.lane.wake, cython.address(token), 8)
+            elif g != cython.NULL and g.ports_version == e.ports_version:
+                drain_port(e, g, events[i].data.u32)
+        egress_flush(e)
+    lane_idle(cython.address(e.lane))
+
+
+def watch_ports(e, g):
+    """A new epoll set for this generation's ports and the wake-up descriptor."""
+    event: epoll_event
+    i: uint32_t
+    worker: uint32_t = e.lane.shared.worker
+    if e.lane.epoll >= 0:
+        close(e.lane.epoll)
+    e.lane.epoll = epoll_create1(EPOLL_CLOEXEC)
+    event.events = EPOLLIN
+    event.data.u64 = 0
+    event.data.u32 = WAKE
+    epoll_ctl(e.lane.epoll, EPOLL_CTL_ADD, e.lane.wake, cython.address(event))
+    if g == cython.NULL:
+        return
+    e.ports_version = g.ports_version
+    for i in range(g.port_count):
+        if g.ports[i].fds[worker] >= 0 and (g.ports[i].owner == MAX_WORKERS or g.ports[i].owner == worker):
+            event.data.u32 = i
+            epoll_ctl(e.lane.epoll, EPOLL_CTL_ADD, g.ports[i].fds[worker], cython.address(event))
+
+
+def drain_port(e, g, position):
+    """Read and forward up to BUDGET frames of a port."""
+    fd: cython.int = g.ports[position].fds[e.lane.shared.worker]
+    vnet: VnetHeader
+    base: cython.pointer(uint8_t)
+    n: cython.Py_ssize_t
+    link: uint32_t
+    _turn: uint32_t
+    for _turn in range(BUDGET):
+        if e.fill > ARENA_SIZE - HEADROOM:
+            egress_flush(e)
+        base = e.arena + e.fill + HEADROOM - VNET_HEADER_SIZE
+        n = read(fd, base, FRAME_ROOM - HEADROOM)
+        if n <= 0:
+            if n < 0 and errno == EINTR:
+                continue
+            if n == 0 or errno in (EBADFD, EFAULT, ENODEV, EBADF):
+                # The device was deleted (0: the far end of a memory port): stop watching it, or it would stay ready
+                # for ever; the control plane makes a new one.
+                drop(cython.address(e.lane), DropReason.PORT_GONE)
+                epoll_ctl(e.lane.epoll, EPOLL_CTL_DEL, fd, cython.NULL)
+            elif errno != EAGAIN:
+                # One frame is lost and the port lives: EINVAL for a GSO type that tun_put_user (drivers/net/tun.c)
+                # cannot express.
+                drop(cython.address(e.lane), DropReason.PORT_FAILED)
+                continue
+            return
+        if n <= VNET_HEADER_SIZE:
+            drop(cython.address(e.lane), DropReason.INNER_SHORT)
+            continue
+        memcpy(cython.address(vnet), base, VNET_HEADER_SIZE)
+        base += VNET_HEADER_SIZE
+        n -= VNET_HEADER_SIZE
+        link = 0
+        if g.ports[position].ethernet:
+            link = LINK_HEADER
+            if not unwrap(
+                e, cython.address(g.ports[position]), base, cython.cast(uint32_t, n), cython.address(vnet)
+            ):
+                continue
+        if egress_frame(e, g, position, base + link, cython.cast(uint32_t, n) - link, cython.address(vnet)):
+            e.fill += cython.cast(uint32_t, n) + HEADROOM
+
+
+def route_of(e, g, inner):
+    """Route value of the destination; the last answer is remembered."""
+    if (
+        e.last_low == inner.dst_low
+        and e.last_high == inner.dst_high
+        and e.last_number == g.number
+        and e.last_family == inner.family
+    ):
+        return e.last_route
+    e.last_family = inner.family
+    e.last_number = g.number
+    e.last_high = inner.dst_high
+    e.last_low = inner.dst_low
+    if inner.family == 4:
+        e.last_route = lookup4(g.fib, cython.cast(uint32_t, inner.dst_low))
+    else:
+        e.last_route = lookup6(g.fib, inner.dst_high, inner.dst_low)
+    return e.last_route
+
+
+def egress_frame(e, g, position, frame, length, vnet):
+    """Forward one frame of a port; True when the arena must keep it until the flush."""
+    inner: Inner
+    port: cython.pointer(PortEntry) = cython.address(g.ports[position])
+    route: uint32_t
+    target: uint32_t
+    reason: cython.int = parse(frame, length, cython.address(inner))
+    if reason == DropReason.PASS and port.kind == POD_PORT:
+        reason = check_pod(g, port, cython.address(inner))
+    if reason != DropReason.PASS:
+        drop(cython.address(e.lane), reason)
+        return False
+    route = route_of(e, g, cython.address(inner))
+    if route == cython.cast(uint32_t, NO_ROUTE):
+        return no_route(e, g, position, frame, cython.address(inner), vnet)
+    target = route & POSITION_MASK
+    if g.flows != cython.NULL and track(
+        cython.address(e.lane.tracker), g, cython.address(inner), frame, port.account
+    ) & BY_NODE_PORT:
+        to_port(e, g, position, 0, frame, cython.address(inner), vnet)
+        return False
+    if route >> KIND_SHIFT == TO_VTEP:
+        return to_tunnel(e, g, position, cython.address(g.vteps.vteps[target]), frame, cython.address(inner), vnet)
+    if route >> KIND_SHIFT == TO_HOST:
+        return to_host(e, g, position, cython.address(g.vteps.vteps[target]), frame, cython.address(inner), vnet)
+    if target == position:
+        drop(cython.address(e.lane), DropReason.NO_ROUTE)
+        answer(e, g, position, frame, cython.address(inner), HOST_UNREACHABLE, 0)
+        return False
+    to_port(e, g, position, target, frame, cython.address(inner), vnet)
+    return False
+
+
+def no_route(e, g, position, frame, inner, vnet):
+    """A destination outside the fabric."""
+    if not (
+        unicast4(cython.cast(uint32_t, inner.dst_low)) if inner.family == 4 else unicast6(inner.dst_high, inner.dst_low)
+    ):
+        drop(cython.address(e.lane), DropReason.NOT_UNICAST)
+        return False
+    if g.ports[position].kind == POD_PORT:
+        # Everything outside the fabric is the host's business: its kernel routes and translates.
+        if g.flows != cython.NULL:
+            track(cython.address(e.lane.tracker), g, inner, frame, g.ports[position].account)
+        to_port(e, g, position, 0, frame, inner, vnet)
+        return False
+    drop(cython.address(e.lane), DropReason.NO_ROUTE)
+    answer(e, g, position, frame, inner, NET_UNREACHABLE, 0)
+    return False
+
+
+def to_host(e, g, position, vtep, frame, inner, vnet):
+    """A VTEP to which the host has a plain route; what the host gives us all the same is sent as we can."""
+    if g.ports[position].kind == POD_PORT:
+        to_port(e, g, position, 0, frame, inner, vnet)
+        return False
+    if vtep.format != FORMAT_NONE:
+        return to_tunnel(e, g, position, vtep, frame, inner, vnet)
+    drop(cython.address(e.lane), DropReason.NO_ROUTE)
+    answer(e, g, position, frame, inner, NET_UNREACHABLE, 0)
+    return False
+
+
+def check_pod(g, port, inner):
+    """A pod may send only from its own addresses, and never to a node's tunnel port, of whatever format."""
+    if inner.family == 4:
+        if not port.has4 or inner.src_low != port.address4:
+            return DropReason.SOURCE_SPOOFED
+    elif not port.has6 or inner.src_low != port.low6 or inner.src_high != port.high6:
+        return DropReason.SOURCE_SPOOFED
+    if inner.protocol == IPPROTO_UDP and (inner.dport == g.tunnel_ports[0] or inner.dport == g.tunnel_ports[1]):
+        if find_vtep(g.vteps, inner.family, inner.dst_high, inner.dst_low) != cython.cast(uint32_t, NO_VTEP):
+            return DropReason.POD_TO_VTEP
+        if inner.family == 4 and inner.dst_low == g.underlay4:
+            return DropReason.POD_TO_VTEP
+        if inner.family == 6 and inner.dst_low == g.underlay_low6 and inner.dst_high == g.underlay_high6:
+            return DropReason.POD_TO_VTEP
+    return DropReason.PASS

@@ -1,0 +1,68 @@
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from encap.inner cimport IPPROTO_TCP, WHOLE, Inner
+from fabric.forward.flow_key cimport FlowKey
+from fabric.forward.flow_state cimport TCP_FIN, TCP_RST, TCP_SYN
+from fabric.forward.flow_table cimport Bucket, Flow, Found
+from fabric.forward.flow_write cimport Insertion
+from fabric.forward.fragments cimport Fragments
+from fabric.forward.kernel cimport RELAXED, atomic_load
+from fabric.forward.snapshot cimport Generation
+
+cdef enum:
+    SWEEP = 4                    # buckets per batch
+
+# Bits of a packet's verdict.
+cdef enum:
+    FOLLOW_ROUTE = 0
+    BY_NODE_PORT = 1             # a reply of a flow that entered by the node port
+
+# The last packet's flow and verdict: a run of one flow is looked up once a second.
+cdef struct FlowMemo:
+    const Bucket* bucket
+    uint64_t sequence
+    uint64_t number              # of the generation
+    uint64_t src_high
+    uint64_t src_low
+    uint64_t dst_high
+    uint64_t dst_low
+    uint32_t now
+    uint32_t entry
+    uint32_t verdict
+    uint16_t sport
+    uint16_t dport
+    uint8_t protocol
+
+# One thread's side of the flow table.
+cdef struct Tracker:
+    uint32_t now                 # seconds, monotonic, of this batch
+    FlowMemo memo
+    Fragments fragments
+
+cdef void track_batch(Tracker* k, const Generation* g) noexcept nogil
+cdef uint32_t track_flow(Tracker* k, const Generation* g, const Inner* inner, const uint8_t* packet,
+                         uint32_t entry) noexcept nogil
+cdef uint32_t track_error(Tracker* k, const Generation* g, const Inner* inner, const uint8_t* packet,
+                          uint32_t entry) noexcept nogil
+cdef bint follow(Tracker* k, const Generation* g, const Inner* inner, const FlowKey* key, uint32_t side, uint32_t flags,
+                 uint32_t entry, Found* found) noexcept nogil
+cdef Insertion admit_flow(Tracker* k, const Generation* g, const Inner* inner, const FlowKey* key, uint32_t side,
+                          uint32_t flags, uint32_t entry, uint64_t hash, Found* found) noexcept nogil
+cdef bint advance(Flow* flow, uint32_t side, uint32_t flags, uint32_t entry, uint32_t now) noexcept nogil
+cdef uint32_t verdict_of(const Flow* flow, uint32_t side, uint32_t entry) noexcept nogil
+cdef void remember(Tracker* k, const Generation* g, const Inner* inner, uint32_t entry, const Found* found,
+                   uint32_t verdict) noexcept nogil
+cdef uint32_t account_of(const Generation* g, const Inner* inner, uint32_t entry) noexcept nogil
+cdef uint32_t local_account(const Generation* g, uint8_t family, uint64_t high, uint64_t low) noexcept nogil
+
+
+# Verdict bits of a packet that came in by `entry`: the account of a pod port, NODE_ENTRY or UNDERLAY_ENTRY.
+cdef inline uint32_t track(Tracker* k, const Generation* g, const Inner* inner, const uint8_t* packet,
+                           uint32_t entry) noexcept nogil:
+    cdef const FlowMemo* m = &k.memo
+    if (m.src_low == inner.src_low and m.dst_low == inner.dst_low and m.sport == inner.sport
+            and m.dport == inner.dport and m.protocol == inner.protocol and m.entry == entry and m.now == k.now
+            and m.number == g.number and m.src_high == inner.src_high and m.dst_high == inner.dst_high
+            and inner.fragment == WHOLE and atomic_load(&m.bucket.sequence, RELAXED) == m.sequence
+            and not (inner.protocol == IPPROTO_TCP and packet[inner.l4 + 13] & (TCP_FIN | TCP_SYN | TCP_RST))):
+        return m.verdict
+    return track_flow(k, g, inner, packet, entry)

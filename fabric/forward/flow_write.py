@@ -1,0 +1,322 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""How the table of flows is written: changes of one flow, new flows, what makes room for them, expiry.
+
+`flow_store` changes a flow that the same thread has just read: it takes the bucket only at the sequence that was read,
+so it cannot hit another flow that has come into the place meanwhile. `flow_insert` takes both buckets, the lower
+address first, and looks for the key once more: two threads that meet one flow at the same time make one record.
+
+When both buckets are full: what has expired goes, then closing flows, then half-open ones, earliest expiry first; an
+established flow never makes room. An account (a pod) at its quota only replaces flows of its own that are not
+established. `flow_sweep` is called with a few buckets per batch and takes out what has expired.
+"""
+
+import cython
+from cython.cimports.fabric.forward.flow_key import FlowKey
+from cython.cimports.fabric.forward.flow_state import CLOSING, ESTABLISHED, FREE, SYN_SENT, class_of, timeout_of
+from cython.cimports.fabric.forward.flow_table import (
+    EVICTED_CLOSING,
+    EVICTED_EMBRYONIC,
+    EXPIRED,
+    INSERTED,
+    REFUSED_FULL,
+    REFUSED_QUOTA,
+    REPLACED,
+    WAYS,
+    Bucket,
+    Flow,
+    FlowRest,
+    Found,
+    Table,
+    lanes_with,
+    pause,
+    same_key,
+    second_of,
+    tag_of,
+)
+from cython.cimports.fabric.forward.kernel import (
+    ACQUIRE,
+    RELAXED,
+    RELEASE,
+    atomic_add,
+    atomic_add32,
+    atomic_load,
+    atomic_load32,
+    atomic_store,
+    atomic_swap_if,
+    fence,
+    trailing_zeros,
+)
+from cython.cimports.libc.stdint import uint32_t, uint64_t
+
+NOWHERE = cython.declare(uint32_t, 0x7FFFFFFF)
+
+
+@cython.cfunc
+@cython.inline
+@cython.nogil
+@cython.exceptval(check=False)
+def copy_in(to: cython.p_void, source: cython.pointer(cython.const[cython.void]), words: cython.int) -> cython.void:
+    """Words that others may be reading."""
+    i: cython.int
+    for i in range(words):
+        atomic_store(
+            cython.cast(cython.pointer(uint64_t), to) + i,
+            cython.cast(cython.pointer(cython.const[uint64_t]), source)[i],
+            RELAXED,
+        )
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def take(bucket: cython.pointer(Bucket)) -> uint64_t:
+    """Lock a bucket; the even sequence it had."""
+    turn: uint32_t = 0
+    sequence: uint64_t
+    while True:
+        sequence = atomic_load(cython.address(bucket.sequence), RELAXED)
+        if not sequence & 1 and atomic_swap_if(
+            cython.address(bucket.sequence), cython.address(sequence), sequence + 1, False, ACQUIRE, RELAXED
+        ):
+            fence(RELEASE)
+            return sequence
+        pause(turn)
+        turn += 1
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def clear(t: cython.pointer(Table), index: uint32_t, reason: cython.int) -> cython.void:
+    """Take a flow out; the bucket is taken."""
+    bucket: cython.pointer(Bucket) = t.buckets + index // WAYS
+    way: uint32_t = index % WAYS
+    word: uint64_t = bucket.tags[way // 4]
+    atomic_store(
+        cython.address(bucket.tags[way // 4]), word & ~(cython.cast(uint64_t, 0xFFFF) << (way % 4 * 16)), RELAXED
+    )
+    bucket.classes[way] = FREE
+    atomic_add32(cython.address(t.charged[t.flows[index].account]), cython.cast(uint32_t, -1), RELAXED)
+    atomic_add(cython.address(t.counts[reason]), 1, RELAXED)
+
+
+def flow_store(t, found, now):
+    """Publish a change of a flow that was just read; False when it has to be read again."""
+    sequence: uint64_t = found.sequence
+    way: uint32_t = found.index % WAYS
+    if not atomic_swap_if(
+        cython.address(found.bucket.sequence), cython.address(sequence), sequence + 1, False, ACQUIRE, RELAXED
+    ):
+        return False
+    fence(RELEASE)
+    copy_in(t.flows + found.index, cython.address(found.flow), cython.sizeof(Flow) // 8)
+    found.expires = now + timeout_of(found.flow.state, found.flow.key.protocol)
+    found.bucket.expires[way] = found.expires
+    found.bucket.classes[way] = class_of(found.flow.state)
+    found.sequence = sequence + 2
+    atomic_store(cython.address(found.bucket.sequence), found.sequence, RELEASE)
+    return True
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def present(
+    t: cython.pointer(Table), at: uint32_t, tag: uint64_t, key: cython.pointer(cython.const[FlowKey])
+) -> uint32_t:
+    """Place of a key in a taken bucket, or NOWHERE."""
+    half: uint32_t
+    index: uint32_t
+    lanes: uint64_t
+    for half in range(2):
+        lanes = lanes_with(t.buckets[at].tags[half], tag)
+        while lanes:
+            index = at * WAYS + half * 4 + trailing_zeros(lanes) // 16
+            if same_key(cython.address(t.flows[index].key), key):
+                return index
+            lanes &= lanes - 1
+    return NOWHERE
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def free_way(t: cython.pointer(Table), first: uint32_t, second: uint32_t) -> uint32_t:
+    """A free place in the emptier bucket, or NOWHERE."""
+    way: uint32_t
+    i: uint32_t
+    at: uint32_t
+    count: uint32_t
+    most: uint32_t = 0
+    best: uint32_t = NOWHERE
+    here: uint32_t
+    for i in range(2):
+        at = second if i else first
+        count = 0
+        here = 0
+        for way in range(WAYS):
+            if t.buckets[at].classes[way] == FREE:
+                count += 1
+                here = at * WAYS + way
+        if count > most:
+            most = count
+            best = here
+    return best
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def victim(
+    t: cython.pointer(Table), first: uint32_t, second: uint32_t, account: uint32_t, now: uint32_t,
+    rank: cython.pointer(uint32_t),
+) -> uint32_t:
+    """The place whose flow makes room, of one account only unless that is 0; NOWHERE when none does.
+
+    `rank` becomes 0 for an expired one, else its class.
+    """
+    i: uint32_t
+    way: uint32_t
+    value: uint32_t
+    bucket: cython.pointer(Bucket)
+    best: uint32_t = NOWHERE
+    expires: uint32_t = 0
+    rank[0] = ESTABLISHED
+    for i in range(2 * WAYS):
+        bucket = t.buckets + (second if i >= WAYS else first)
+        way = i % WAYS
+        value = bucket.classes[way]
+        if value == FREE:
+            continue
+        if bucket.expires[way] <= now:
+            value = 0
+        if value > rank[0] or value == ESTABLISHED or (value == rank[0] and bucket.expires[way] >= expires):
+            continue
+        if account and t.flows[(second if i >= WAYS else first) * WAYS + way].account != account:
+            continue
+        best = (second if i >= WAYS else first) * WAYS + way
+        rank[0] = value
+        expires = bucket.expires[way]
+    return best
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def make_room(
+    t: cython.pointer(Table), fresh: cython.pointer(cython.const[Flow]), first: uint32_t, second: uint32_t,
+    now: uint32_t,
+) -> uint32_t:
+    """A free place for a new flow in its taken buckets, or NOWHERE, counted as refused."""
+    rank: uint32_t = 0
+    full: cython.bint = (
+        fresh.account != 0
+        and atomic_load32(cython.address(t.charged[fresh.account]), RELAXED) >= t.quota
+    )
+    index: uint32_t = NOWHERE if full else free_way(t, first, second)
+    if index != NOWHERE:
+        return index
+    index = victim(t, first, second, fresh.account if full else 0, now, cython.address(rank))
+    if index == NOWHERE:
+        atomic_add(cython.address(t.counts[REFUSED_QUOTA if full else REFUSED_FULL]), 1, RELAXED)
+    elif rank == 0:
+        clear(t, index, EXPIRED)
+    else:
+        clear(t, index, EVICTED_CLOSING if rank == CLOSING else EVICTED_EMBRYONIC)
+    return index
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def place(
+    t: cython.pointer(Table), index: uint32_t, tag: uint64_t, flow: cython.pointer(cython.const[Flow]), now: uint32_t
+) -> cython.void:
+    """Write a flow into its place; the bucket is taken."""
+    bucket: cython.pointer(Bucket) = t.buckets + index // WAYS
+    way: uint32_t = index % WAYS
+    shift: uint32_t = way % 4 * 16
+    word: uint64_t = bucket.tags[way // 4]
+    lane: uint64_t = cython.cast(uint64_t, 0xFFFF) << shift
+    copy_in(t.flows + index, flow, cython.sizeof(Flow) // 8)
+    atomic_store(cython.address(bucket.tags[way // 4]), (word & ~lane) | (tag << shift), RELAXED)
+    bucket.expires[way] = now + timeout_of(flow.state, flow.key.protocol)
+    bucket.classes[way] = class_of(flow.state)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def insert_taken(
+    t: cython.pointer(Table), fresh: cython.pointer(cython.const[Flow]), rest: cython.pointer(cython.const[FlowRest]),
+    hash: uint64_t, now: uint32_t, found: cython.pointer(Found),
+) -> uint32_t:
+    """`flow_insert` with both buckets taken: an Insertion."""
+    first: uint32_t = cython.cast(uint32_t, hash) & t.mask
+    second: uint32_t = second_of(t, hash)
+    index: uint32_t = present(t, first, tag_of(hash), cython.address(fresh.key))
+    if index == NOWHERE:
+        index = present(t, second, tag_of(hash), cython.address(fresh.key))
+    if index != NOWHERE:
+        found.expires = t.buckets[index // WAYS].expires[index % WAYS]
+        found.index = index
+        found.bucket = t.buckets + index // WAYS
+        found.flow = t.flows[index]
+        if found.expires > now and not (fresh.state == SYN_SENT and class_of(found.flow.state) == CLOSING):
+            return PRESENT
+        clear(t, index, EXPIRED if found.expires <= now else REPLACED)
+    index = make_room(t, fresh, first, second, now)
+    if index == NOWHERE:
+        return REFUSED
+    copy_in(t.rests + index, rest, cython.sizeof(FlowRest) // 8)
+    place(t, index, tag_of(hash), fresh, now)
+    atomic_add32(cython.address(t.charged[fresh.account]), 1, RELAXED)
+    atomic_add(cython.address(t.counts[INSERTED]), 1, RELAXED)
+    found.flow = fresh[0]
+    found.index = index
+    found.bucket = t.buckets + index // WAYS
+    found.expires = found.bucket.expires[index % WAYS]
+    return PLACED
+
+
+def flow_insert(t, fresh, rest, hash, now, found):
+    """Put a new flow in, unless it is there, or nothing makes room; `found` has what is there then."""
+    first: uint32_t = cython.cast(uint32_t, hash) & t.mask
+    second: uint32_t = second_of(t, hash)
+    low: uint32_t = first if first < second else second
+    high: uint32_t = second if first < second else first
+    sequence: uint64_t = take(t.buckets + low)
+    other: uint64_t = take(t.buckets + high) if high != low else 0
+    result: uint32_t = insert_taken(t, fresh, rest, hash, now, found)
+    if result != PRESENT:
+        sequence += 2
+        other += 2
+    found.sequence = sequence if found.bucket == t.buckets + low else other
+    if high != low:
+        atomic_store(cython.address(t.buckets[high].sequence), other, RELEASE)
+    atomic_store(cython.address(t.buckets[low].sequence), sequence, RELEASE)
+    return cython.cast(Insertion, result)
+
+
+def flow_sweep(t, count, now):
+    """Take expired flows out of the next `count` buckets; the threads share the work by a common cursor."""
+    at: uint64_t = atomic_add(cython.address(t.cursor), count, RELAXED)
+    bucket: cython.pointer(Bucket)
+    sequence: uint64_t
+    way: uint32_t
+    i: uint32_t
+    dead: cython.bint
+    for i in range(count):
+        bucket = t.buckets + (cython.cast(uint32_t, at + i) & t.mask)
+        dead = False
+        for way in range(WAYS):
+            # Read without taking the bucket: what is missed now is found in the next round.
+            if bucket.classes[way] != FREE and bucket.expires[way] <= now:
+                dead = True
+        if not dead:
+            continue
+        sequence = take(bucket)
+        for way in range(WAYS):
+            if bucket.classes[way] != FREE and bucket.expires[way] <= now:
+                clear(t, cython.cast(uint32_t, bucket - t.buckets) * WAYS + way, EXPIRED)
+        atomic_store(cython.address(bucket.sequence), sequence + 2, RELEASE)

@@ -1,0 +1,180 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""The flow table as the control plane holds it: memory, accounts of pod ports, counters, and a look at what is in it.
+
+All memory is mapped at the start, 120 bytes per flow, and becomes resident as flows come. The table outlives snapshots
+and workers: whoever compiles a `Snapshot` with it lets the workers track flows in it.
+"""
+
+import os
+from ipaddress import IPv4Address, IPv6Address
+
+import cython
+from cython.cimports.fabric.forward.flow_key import SECRET_WORDS, FlowKey
+from cython.cimports.fabric.forward.flow_table import (
+    ACCOUNTS,
+    FLOW_COUNTS,
+    NO_ENTRY,
+    NO_RULE,
+    NODE_ENTRY,
+    UNDERLAY_ENTRY,
+    WAYS,
+    Bucket,
+    Flow,
+    FlowRest,
+    Table,
+    flow_read,
+)
+from cython.cimports.fabric.forward.flow_write import flow_sweep
+from cython.cimports.fabric.forward.kernel import RELAXED, atomic_load, atomic_load32
+from cython.cimports.libc.stdint import uint8_t, uint32_t
+from cython.cimports.libc.stdlib import calloc, free
+from cython.cimports.posix.mman import MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
+
+DEFAULT_FLOWS = 131_072
+MOST_FLOWS = 1 << 26
+QUOTA_SHARE = 8
+BYTES_PER_FLOW = cython.sizeof(Flow) + cython.sizeof(FlowRest) + cython.sizeof(Bucket) // WAYS
+COUNTS = (
+    "inserted", "expired", "replaced", "evicted_closing", "evicted_embryonic", "refused_full", "refused_quota",
+)  # fmt: skip
+STATES = (
+    "unreplied", "replied", "syn-sent", "syn-received", "established", "picked-up", "half-closed", "half-closed",
+    "closed", "reset",
+)  # fmt: skip
+
+
+@cython.cclass
+class FlowTable:
+    """Room for at least `flows` flows; `quota` is the most that one pod may hold, 0 for an eighth of them.
+
+    Raises ValueError for a size out of range, MemoryError.
+    """
+
+    def __cinit__(self, flows: int = DEFAULT_FLOWS, quota: int = 0):
+        if not 1 <= flows <= MOST_FLOWS:
+            raise ValueError(f"a flow table holds 1 to {MOST_FLOWS} flows, not {flows}")
+        buckets = 1 << max(0, (flows - 1) // WAYS).bit_length()
+        self.accounts = {}
+        self.names = {0: "node"}
+        self.room = buckets * WAYS * BYTES_PER_FLOW
+        self.table = cython.cast(cython.pointer(Table), calloc(1, cython.sizeof(Table)))
+        if self.table == cython.NULL:
+            raise MemoryError
+        base: cython.p_void = mmap(
+            cython.NULL, self.room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0
+        )
+        if base == MAP_FAILED:
+            raise MemoryError
+        flow_bytes: cython.size_t = buckets * WAYS * cython.sizeof(Flow)
+        bucket_bytes: cython.size_t = buckets * cython.sizeof(Bucket)
+        self.table.flows = cython.cast(cython.pointer(Flow), base)
+        self.table.buckets = cython.cast(cython.pointer(Bucket), cython.cast(cython.p_char, base) + flow_bytes)
+        self.table.rests = cython.cast(
+            cython.pointer(FlowRest), cython.cast(cython.p_char, base) + flow_bytes + bucket_bytes
+        )
+        self.table.mask = buckets - 1
+        self.table.quota = quota or max(1, buckets * WAYS // QUOTA_SHARE)
+        i: cython.int
+        for i in range(SECRET_WORDS):
+            self.table.secret[i] = int.from_bytes(os.urandom(8), "little")
+
+    def __dealloc__(self):
+        if self.table != cython.NULL:
+            if self.table.flows != cython.NULL:
+                munmap(self.table.flows, self.room)
+            free(self.table)
+
+    @property
+    def capacity(self) -> int:
+        """Places for flows."""
+        return (self.table.mask + 1) * WAYS
+
+    def account(self, name: str) -> int:
+        """Number under which the flows of this pod port are counted, the same at every call. Raises ValueError."""
+        if name in self.accounts:
+            return self.accounts[name]
+        used = set(self.accounts.values())
+        unused = [number for number in range(1, ACCOUNTS) if number not in used]
+        if not unused:
+            raise ValueError(f"port {name}: flows of at most {ACCOUNTS - 1} pod ports can be told apart")
+        i: uint32_t
+        found = unused[0]
+        for number in unused:
+            # One whose last owner has left no flows.
+            i = number
+            if atomic_load32(cython.address(self.table.charged[i]), RELAXED) == 0:
+                found = number
+                break
+        self.accounts[name] = found
+        self.names[found] = name
+        return found
+
+    def keep_accounts(self, names) -> None:
+        """Forget the accounts of all other ports; their flows stay until they expire."""
+        kept = set(names)
+        self.accounts = {name: number for name, number in self.accounts.items() if name in kept}
+
+    def counters(self) -> dict:
+        """By name; `flows` is what the table holds, with what has expired and was not swept yet."""
+        counts = [atomic_load(cython.address(self.table.counts[i]), RELAXED) for i in range(FLOW_COUNTS)]
+        out = {"flow_" + name: value for name, value in zip(COUNTS, counts, strict=True)}
+        return {"flows": max(0, counts[0] - sum(counts[1:5])), **out}
+
+    def sweep(self, now: int) -> None:
+        """Take all flows out that have expired by `now` (seconds, monotonic)."""
+        seconds: uint32_t = now
+        with cython.nogil:
+            flow_sweep(self.table, self.table.mask + 1, seconds)
+
+    def dump(self, limit: int, now: int) -> list:
+        """At most `limit` of the flows that have not expired by `now`, each consistent in itself."""
+        out: list = []
+        flow: Flow
+        rest: FlowRest
+        expires: uint32_t = 0
+        index: uint32_t
+        seconds: uint32_t = now
+        for index in range((self.table.mask + 1) * WAYS):
+            if len(out) >= limit:
+                break
+            if flow_read(
+                self.table, index, cython.address(flow), cython.address(rest), cython.address(expires)
+            ) and expires > seconds:
+                out.append(self._describe(cython.address(flow), cython.address(rest), expires - seconds, seconds))
+        return out
+
+    def _describe(self, flow, rest, left, now):
+        """One flow for people, from the side of the end that began it."""
+        origin: uint8_t = flow.origin
+        return {
+            "protocol": flow.key.protocol,
+            "source": text(cython.address(flow.key), origin),
+            "sport": flow.key.port[origin],
+            "destination": text(cython.address(flow.key), 1 - origin),
+            "dport": flow.key.port[1 - origin],
+            "state": STATES[flow.state],
+            "entry": self._entry(flow.entry[origin]),
+            "reply_entry": self._entry(flow.entry[1 - origin]),
+            "account": self.names.get(flow.account),
+            "idle": now - max(flow.seen[0], flow.seen[1]),
+            "expires_in": left,
+            "allowed": bool(flow.allowed),
+            "egress_rule": None if rest.egress_rule == NO_RULE else rest.egress_rule,
+            "ingress_rule": None if rest.ingress_rule == NO_RULE else rest.ingress_rule,
+        }
+
+    def _entry(self, entry):
+        if entry == NO_ENTRY:
+            return None
+        if entry == UNDERLAY_ENTRY:
+            return "underlay"
+        return "node" if entry == NODE_ENTRY else self.names.get(entry)
+
+
+@cython.cfunc
+def text(key: cython.pointer(cython.const[FlowKey]), side: cython.int) -> str:
+    """Address of one end."""
+    low: object = key.low[side]
+    if key.family == 4:
+        return str(IPv4Address(low))
+    return str(IPv6Address((cython.cast(object, key.high[side]) << 64) | low))

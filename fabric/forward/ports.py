@@ -1,0 +1,46 @@
+"""A port as the workers see it: descriptors, offloads, MTU and the addresses behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fabric.model import Address
+from tun.device import Device
+
+
+class WorkerPort:
+    """Wraps a `tun.Device`; snapshots hold a reference, so the device closes when the last one that names it is freed.
+
+    `ethernet` is None for a TUN, (the pod's MAC, the gateway's MAC) of 6 bytes each for a TAP. `addresses` are a pod's
+    own addresses, empty for the node port. `workers` is the number of workers that share the reading of single-queue
+    ports.
+    """
+
+    ethernet: tuple[bytes, bytes] | None = None
+
+    def __init__(self, name: str, device: Device, mtu: int, addresses: Sequence[Address], workers: int) -> None:
+        self.name = name
+        self.device = device
+        self.mtu = mtu
+        self.addresses = tuple(addresses)
+        self.workers = workers
+        self.fds = tuple(device.fds)
+
+    @property
+    def features(self) -> int:
+        """FEATURE_* bits the port takes on write."""
+        return int(self.device.features)
+
+    def describe(self) -> dict[str, object]:
+        """For `fabricctl status`."""
+        return {
+            "name": self.name,
+            "device": self.device.name,
+            "mtu": self.mtu,
+            "addresses": [str(address) for address in self.addresses],
+            "offloads": [feature.name for feature in type(self.device.features) if feature in self.device.features
+                         and feature.name not in ("NONE", "ALL")],
+        }
+
+    def __del__(self) -> None:
+        self.device.close()

@@ -1,0 +1,28 @@
+from collections.abc import Mapping, Sequence
+
+from encap.vtep import VtepTable
+from fabric.forward.flows import FlowTable
+from fabric.forward.ports import WorkerPort
+from fabric.model import Address, Encapsulation, ForwardingState
+from routes.fib import Fib
+
+def to_vtep(position: int) -> int: ...
+def to_host(position: int) -> int: ...
+def to_port(position: int) -> int: ...
+def compile_tables(
+    state: ForwardingState, tunnel_ports: Mapping[Encapsulation, int], ports: Sequence[WorkerPort]
+) -> tuple[VtepTable, Fib]: ...
+
+class Snapshot:
+    number: int
+    def __init__(
+        self,
+        number: int,
+        state: ForwardingState,
+        ports: Sequence[WorkerPort],
+        ports_version: int,
+        tunnel_ports: Mapping[Encapsulation, int],
+        strict: bool,
+        flows: FlowTable | None = None,
+    ) -> None: ...
+    def route(self, address: Address) -> int | None: ...

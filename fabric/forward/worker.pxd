@@ -1,0 +1,13 @@
+from fabric.forward.batch cimport Egress
+from fabric.forward.ingress cimport Ingress
+from fabric.forward.lane cimport Lane, Shared
+from fabric.forward.snapshot cimport Snapshot
+
+cdef class Worker:
+    cdef Shared shared
+    cdef Egress* egress
+    cdef Ingress* ingress
+    cdef Snapshot snapshot
+    cdef list retired
+    cdef object wakes
+    cdef void _open_lane(self, Lane* lane, int wake, object sockets4, object sockets6)

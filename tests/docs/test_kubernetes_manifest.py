@@ -1,0 +1,25 @@
+"""The role in docs/kubernetes is flannel's, no more and no less. That it is enough: test_kube_lease.py."""
+
+from pathlib import Path
+
+import yaml
+
+MANIFEST = Path(__file__).parents[2] / "docs" / "kubernetes" / "rbac.yaml"
+
+
+def test_the_role_has_exactly_flannels_rules_and_is_bound_to_our_account() -> None:
+    documents = {item["kind"]: item for item in yaml.safe_load_all(MANIFEST.read_text())}
+    assert sorted(documents) == ["ClusterRole", "ClusterRoleBinding", "ServiceAccount"]
+    rules = {
+        (group, resource): sorted(rule["verbs"])
+        for rule in documents["ClusterRole"]["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    assert rules == {("", "pods"): ["get"], ("", "nodes"): ["get", "list", "watch"], ("", "nodes/status"): ["patch"]}
+    assert all(rule.keys() == {"apiGroups", "resources", "verbs"} for rule in documents["ClusterRole"]["rules"])
+    binding, account = documents["ClusterRoleBinding"], documents["ServiceAccount"]["metadata"]
+    assert binding["roleRef"] == {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole",
+                                  "name": documents["ClusterRole"]["metadata"]["name"]}  # fmt: skip
+    subject = {"kind": "ServiceAccount", "name": account["name"], "namespace": account["namespace"]}
+    assert binding["subjects"] == [subject]

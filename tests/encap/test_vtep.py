@@ -1,0 +1,62 @@
+"""VTEP table against a dict."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from encap.vtep import VtepTable, socket_address
+
+Address = IPv4Address | IPv6Address
+Row = tuple[str, Address, int, bytes, bytes, int, str, int, tuple[str, ...], bool]
+MAC, OWN = b"\x02\0\0\0\0\x01", b"\x02\0\0\0\0\x02"
+addresses = st.ip_addresses() | st.integers(0, 300).map(IPv4Address) | st.integers(0, 300).map(IPv6Address)
+
+
+def entry(name: str, address: Address, mac: bytes = MAC) -> Row:
+    return name, address, 8472, mac, OWN, 1450, "vxlan", 1, ("vxlan",), False
+
+
+@given(st.lists(addresses, unique=True, max_size=60), st.lists(addresses, max_size=20))
+def test_twin(known: list[Address], others: list[Address]) -> None:
+    """An IPv4 and an IPv6 address of the same number are two VTEPs."""
+    twin = {address: f"peer{i}" for i, address in enumerate(known)}
+    table = VtepTable(entry(name, address) for address, name in twin.items())
+    assert len(table) == len(twin)
+    for address in [*known, *others]:
+        assert table.find(address) == twin.get(address)
+
+
+@pytest.mark.parametrize("count", [0, 1, 4, 5, 8, 1000, 5000])
+def test_sizes(count: int) -> None:
+    table = VtepTable(entry(str(i), IPv4Address(0x0A000000 + i)) for i in range(count))
+    assert [table.find(IPv4Address(0x0A000000 + i)) for i in range(count)] == [str(i) for i in range(count)]
+    assert table.find(IPv4Address(0x0A000000 + count)) is None
+    assert table.find(IPv6Address("2001:db8::1")) is None
+
+
+def test_second_vtep_with_an_address_is_refused() -> None:
+    address = ip_address("192.0.2.1")
+    with pytest.raises(ValueError, match=r"VTEP b: underlay address 192\.0\.2\.1 is already another VTEP's"):
+        VtepTable([entry("a", address), entry("b", address)])
+
+
+@pytest.mark.parametrize("mac", [b"", b"12345", b"1234567"])
+def test_mac_has_six_bytes(mac: bytes) -> None:
+    with pytest.raises(ValueError, match="6 bytes"):
+        VtepTable([entry("a", ip_address("192.0.2.1"), mac)])
+
+
+def test_socket_address_is_what_the_kernel_uses() -> None:
+    """Address family in the order of this machine, port and address in network order."""
+    assert socket_address(ip_address("192.0.2.1"), 8472).hex() == "02002118c0000201" + "00" * 8
+    six = socket_address(ip_address("2001:db8::1"), 8472)
+    assert len(six) == 28
+    assert struct.unpack("=H", six[:2])[0] == socket.AF_INET6
+    assert six[2:4] == b"\x21\x18"
+    assert six[8:24] == ip_address("2001:db8::1").packed

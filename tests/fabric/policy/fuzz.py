@@ -1,0 +1,59 @@
+"""Many random worlds: `python -m tests.fabric.policy.fuzz SEED COUNT`; COUNT questions, a mismatch is an
+AssertionError.
+
+Half of the worlds are reached by changing the world before, so that what is kept between snapshots is tried too.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from fabric.policy import Cluster, Namespace
+from fabric.policy.parse import object_key
+from tests.fabric.policy.naive import Naive
+from tests.fabric.policy.worlds import World
+
+QUESTIONS = 1_000
+
+
+def become(cluster: Cluster, old: World | None, new: World) -> None:
+    """Turn the cluster's inputs from one world into another by changes."""
+    if old is not None:
+        for key in {object_key(item) for item in old.objects} - {object_key(item) for item in new.objects}:
+            cluster.apply(key, None)
+        for namespace, name in {pod.key for pod in old.pods} - {pod.key for pod in new.pods}:
+            cluster.delete_pod(namespace, name)
+    for item in new.objects:
+        result = cluster.apply(object_key(item), item)
+        assert result.error is None, result.error
+    for pod in new.pods:
+        cluster.set_pod(pod)
+    for namespace_ in new.namespaces:
+        cluster.set_namespace(Namespace(namespace_.name, namespace_.labels))
+    for node in new.nodes:
+        cluster.set_node(node)
+
+
+def compare_worlds(seed: int, count: int, questions: int = QUESTIONS) -> int:
+    """Ask at least `count` questions; the number asked."""
+    asked, before, cluster = 0, None, Cluster()
+    while asked < count:
+        world = World(seed)
+        if world.random.random() < 0.3:
+            before, cluster = None, Cluster()
+        become(cluster, before, world)
+        snapshot = cluster.snapshot()
+        naive = Naive(world.objects, world.pods, world.namespaces, world.nodes)
+        for _ in range(questions):
+            question = world.question()
+            wanted = naive.allowed(*question)
+            assert snapshot.allowed(*question) == wanted, f"seed {seed}: {question}: the text says {wanted}"
+        asked, before, seed = asked + questions, world, seed + 1
+    return asked
+
+
+if __name__ == "__main__":
+    started = time.monotonic()
+    total = compare_worlds(int(sys.argv[1]), int(sys.argv[2]))
+    print(f"{total} questions, no mismatch, {total / (time.monotonic() - started):.0f} a second")
