@@ -3,7 +3,8 @@
 
 Theory of operation, in the order a frame goes:
 
-1. `egress_run` sleeps in epoll on the ports, then drains each ready port by at most BUDGET frames a turn.
+1. `egress_run` sleeps in epoll on the ports, then drains each ready port by at most BUDGET frames a turn. While traffic
+   is sparse it does the ingress thread's work too (`joint`).
 2. `drain_port` reads a frame into the arena just behind the previous one, with room for the tunnel header in between:
    small packets of one drain are adjacent and leave as one UDP_SEGMENT train of a single iovec.
 3. `egress_frame` parses it, checks a pod's source address, finds the route (the last destination is remembered) and
@@ -28,6 +29,8 @@ from cython.cimports.fabric.forward.batch import ARENA_SIZE, FRAME_ROOM, HEADROO
 from cython.cimports.fabric.forward.ethernet import unwrap
 from cython.cimports.fabric.forward.flow_track import BY_NODE_PORT, track, track_batch
 from cython.cimports.fabric.forward.icmp import HOST_UNREACHABLE, NET_UNREACHABLE
+from cython.cimports.fabric.forward.ingress import ingress_turn
+from cython.cimports.fabric.forward.joint import SOCKET_TOKEN, follow, weigh
 from cython.cimports.fabric.forward.kernel import (
     EPOLL_CLOEXEC,
     EPOLL_CTL_ADD,
@@ -76,10 +79,14 @@ def egress_run(e):
     count: cython.int
     i: cython.int
     token: uint64_t
+    sockets: cython.bint
+    before: uint64_t
+    packets: uint64_t
     while not atomic_load(cython.address(e.lane.shared.stop), ORDERED):
         g = lane_enter(cython.address(e.lane))
         if e.lane.epoll < 0 or (g != cython.NULL and g.ports_version != e.ports_version):
             watch_ports(e, g)
+        follow(e)
         lane_idle(cython.address(e.lane))
         count = epoll_wait(e.lane.epoll, cython.address(events[0]), EVENTS, -1)
         if count <= 0:
@@ -91,12 +98,21 @@ def egress_run(e):
         g = lane_enter(cython.address(e.lane))
         if g != cython.NULL:
             track_batch(cython.address(e.lane.tracker), g)
+        sockets = False
+        before = e.lane.packets
         for i in range(count):
             if events[i].data.u32 == WAKE:
                 read(e.lane.wake, cython.address(token), 8)
+            elif events[i].data.u32 & SOCKET_TOKEN:
+                sockets = True
             elif g != cython.NULL and g.ports_version == e.ports_version:
                 drain_port(e, g, events[i].data.u32)
         egress_flush(e)
+        packets = e.lane.packets - before
+        if sockets:
+            e.joint_turns += 1
+            packets += ingress_turn(e.ingress)
+        weigh(e, packets)
     lane_idle(cython.address(e.lane))
 
 
@@ -108,6 +124,7 @@ def watch_ports(e, g):
     if e.lane.epoll >= 0:
         close(e.lane.epoll)
     e.lane.epoll = epoll_create1(EPOLL_CLOEXEC)
+    e.joined = 0
     event.events = EPOLLIN
     event.data.u64 = 0
     event.data.u32 = WAKE

@@ -29,6 +29,8 @@ cdef struct Ingress:
 cdef int ingress_open(Ingress* s) noexcept nogil
 cdef void ingress_close(Ingress* s) noexcept nogil
 cdef void ingress_run(Ingress* s) noexcept nogil
+# One turn of this thread's work, by whoever does it now; datagrams received.
+cdef uint64_t ingress_turn(Ingress* s) noexcept nogil
 cdef void watch_wake(Ingress* s) noexcept nogil
 cdef void watch_sockets(Ingress* s) noexcept nogil
 cdef bint drain_sockets(Ingress* s, const Generation* g) noexcept nogil

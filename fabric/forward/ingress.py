@@ -48,6 +48,7 @@ from cython.cimports.fabric.forward.ethernet import deliver
 from cython.cimports.fabric.forward.flow_table import UNDERLAY_ENTRY
 from cython.cimports.fabric.forward.flow_track import BY_NODE_PORT, track, track_batch
 from cython.cimports.fabric.forward.icmp import PACKET_TOO_BIG, TIME_EXCEEDED, allow, build_error
+from cython.cimports.fabric.forward.joint import offer, park
 from cython.cimports.fabric.forward.kernel import (
     EPOLL_CLOEXEC,
     EPOLL_CTL_ADD,
@@ -121,31 +122,41 @@ def watch_sockets(s):
 def ingress_run(s):
     """Thread body: until `stop` is set. Needs no GIL."""
     events = cython.declare(epoll_event[8])
-    g: cython.pointer(Generation)
     count: cython.int
     i: cython.int
     token: uint64_t
     watch_wake(s)
-    watch_sockets(s)
     while not atomic_load(cython.address(s.lane.shared.stop), ORDERED):
         lane_idle(cython.address(s.lane))
+        if atomic_load(cython.address(s.lane.shared.joint), ORDERED):
+            park(s)
+            continue
+        watch_sockets(s)
         count = epoll_wait(s.lane.epoll, cython.address(events[0]), 8, -1)
         if count <= 0:
             continue
-        s.lane.wakeups += 1
         for i in range(count):
             if events[i].data.u32 == WAKE:
                 read(s.lane.wake, cython.address(token), 8)
-                watch_sockets(s)
-        g = lane_enter(cython.address(s.lane))
-        if g == cython.NULL:
-            refuse_all(s)
-            continue
+        offer(s, ingress_turn(s))
+    lane_idle(cython.address(s.lane))
+
+
+def ingress_turn(s):
+    """Receive until the sockets are empty or a good while has passed; how many datagrams."""
+    before: uint64_t = s.datagrams
+    g: cython.pointer(Generation) = lane_enter(cython.address(s.lane))
+    s.lane.wakeups += 1
+    watch_sockets(s)
+    if g == cython.NULL:
+        refuse_all(s)
+    else:
         while drain_sockets(s, g):
             g = lane_enter(cython.address(s.lane))
-            if atomic_load(cython.address(s.lane.shared.stop), ORDERED):
+            if s.lane.shared.joint or atomic_load(cython.address(s.lane.shared.stop), ORDERED):
                 break
     lane_idle(cython.address(s.lane))
+    return s.datagrams - before
 
 
 def drain_sockets(s, g):
@@ -167,6 +178,8 @@ def drain_sockets(s, g):
                 read_message(cython.address(s.receiver), i, cython.address(message), cython.address(s.drops_seen[k]))
                 take_message(s, g, cython.address(message), s.lane.shared.formats[k])
             first += n
+            if n == 1 and message.gso_size == 0:
+                break  # a packet that came alone is rarely followed at once; if so, epoll says so
     s.turn += 1
     merge_flush(cython.address(s.merger))
     if s.lane.transmitter.dirty:

@@ -15,6 +15,9 @@ cdef struct Shared:
     uint64_t current             # Generation*
     uint64_t stop
     uint64_t socket_count        # grows while the threads run: written last when a socket is added
+    uint64_t joint               # 1: the egress thread serves both directions (see `joint`)
+    uint64_t calm[2]             # light turns in a row, of the egress and of the ingress thread
+    int wakes[2]                 # eventfds of both threads
     uint32_t worker              # index of this worker
     int sockets[SOCKETS]         # receive sockets
     uint8_t formats[SOCKETS]     # FORMAT_* they carry

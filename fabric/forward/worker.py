@@ -63,6 +63,8 @@ class Worker:
             self.shared.formats[i] = FORMAT_UDP if form == "udp" else FORMAT_VXLAN
         self.retired = []
         self.wakes = (os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC), os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+        self.shared.wakes[0], self.shared.wakes[1] = self.wakes
+        self.egress.ingress = self.ingress
         self._open_lane(cython.address(self.egress.lane), self.wakes[0], transmit4, transmit6)
         self._open_lane(cython.address(self.ingress.lane), self.wakes[1], transmit4, transmit6)
 
@@ -190,6 +192,7 @@ class Worker:
         out["egress_packets"] -= unsent
         out["ingress_packets"] -= unwritten
         out["egress_local"] = self.egress.lane.local
+        out["joint_turns"] = self.egress.joint_turns
         t = cython.address(self.egress.lane.transmitter)
         out["send_datagrams"] = t.datagrams
         out["send_bytes"] = t.bytes
