@@ -74,7 +74,7 @@ def histories(draw: st.DrawFn) -> list[tuple[int, Seen | None]]:
     return found
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(history=histories(), quota=st.integers(1, 9))
 def test_same_as_the_twin(history: list[tuple[int, Seen | None]], quota: int) -> None:
     table = FlowTable(8, quota)
