@@ -24,7 +24,8 @@ cdef enum FlowState:
     FIN_REPLY = 7
     FIN_BOTH = 8
     RESET = 9
-    STATES = 10
+    DENIED = 10                  # was begun, and a later policy does not allow it
+    STATES = 11
 
 cdef uint8_t first_state(uint8_t protocol, uint32_t flags) noexcept nogil
 # After a packet with these TCP flags from the side that began (or, with `reply`, from the other).

@@ -49,15 +49,19 @@ def class_of(state):
 
 
 def timeout_of(state, protocol):
-    """Seconds of silence that end it."""
+    """Seconds of silence that end it.
+
+    A connection that policy has cut is remembered as long as its ends may take it for open: if it were forgotten
+    earlier, a packet of the side that did not begin could begin it anew the other way round.
+    """
     if protocol == IPPROTO_TCP:
         if state in (SYN_SENT, SYN_RECEIVED, RESET):
             return 10
-        if state == TCP_ESTABLISHED:
+        if state in (TCP_ESTABLISHED, DENIED):
             return 432_000
         return 300 if state == PICKED_UP else 120
     if protocol == IPPROTO_UDP:
-        return 120 if state == REPLIED else 30
+        return 120 if state in (REPLIED, DENIED) else 30
     if protocol in (IPPROTO_ICMP, IPPROTO_ICMPV6):
         return 30
     return 600

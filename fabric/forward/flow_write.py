@@ -100,7 +100,7 @@ def clear(t: cython.pointer(Table), index: uint32_t, reason: cython.int) -> cyth
     atomic_add(cython.address(t.counts[reason]), 1, RELAXED)
 
 
-def flow_store(t, found, now):
+def flow_store(t, found, rest, now):
     """Publish a change of a flow that was just read; False when it has to be read again."""
     sequence: uint64_t = found.sequence
     way: uint32_t = found.index % WAYS
@@ -110,6 +110,8 @@ def flow_store(t, found, now):
         return False
     fence(RELEASE)
     copy_in(t.flows + found.index, cython.address(found.flow), cython.sizeof(Flow) // 8)
+    if rest != cython.NULL:
+        copy_in(t.rests + found.index, rest, cython.sizeof(FlowRest) // 8)
     found.expires = now + timeout_of(found.flow.state, found.flow.key.protocol)
     found.bucket.expires[way] = found.expires
     found.bucket.classes[way] = class_of(found.flow.state)
