@@ -13,8 +13,8 @@ its own addresses only, and a VTEP those of its lease. A flow whose port is gone
 
 `admit_flow` is where a new flow is decided: by policy (`policing`), once, and what is refused leaves no record. A flow
 remembers the number of the rules under which it was judged. When that is not the generation's, its next packet has it
-judged again; refused then, it is kept as DENIED, so that nothing of it passes in either direction until it has been
-silent for long or the rules change. A flow for which there is no room is not tracked: each of its packets follows the
+judged again; refused then, it keeps its place and nothing of it passes in either direction until it has been silent for
+long or the rules change. A flow for which there is no room is not tracked: each of its packets follows the
 routes and is judged as a first one.
 
 Limits: TCP flows that began before the daemon did are met in the middle; the side that speaks first then counts as the
@@ -37,15 +37,14 @@ from cython.cimports.fabric.forward.flow_key import (
     quoted_key,
 )
 from cython.cimports.fabric.forward.flow_state import (
-    CLOSING,
-    DENIED,
     PICKED_UP,
     TCP_ACK,
     TCP_RST,
     TCP_SYN,
     UNREPLIED,
-    class_of,
+    denied_state,
     first_state,
+    gives_way,
     is_settled,
     next_state,
 )
@@ -182,9 +181,9 @@ def follow(k, g, inner, packet, flags, entry):
 @cython.nogil
 @cython.exceptval(check=False)
 def is_over(found: cython.pointer(cython.const[Found]), flags: uint32_t, now: uint32_t) -> cython.bint:
-    """Whether the flow has expired, or this packet begins a new connection between the ends of a closing one."""
+    """Whether the flow has expired, or this packet begins a new connection between the ends of a closing or cut one."""
     return found.expires <= now or (
-        flags & (TCP_SYN | TCP_ACK) == TCP_SYN and class_of(found.flow.state) == CLOSING
+        flags & (TCP_SYN | TCP_ACK) == TCP_SYN and gives_way(found.flow.state)
     )
 
 
@@ -252,7 +251,7 @@ def judge_again(k, g, flow, rest):
     ask_again(flow, cython.address(question))
     reason = refuse(k, g, cython.address(question), flow.entry[flow.origin], cython.address(answer))
     if reason != DropReason.PASS:
-        flow.state = DENIED
+        flow.state = denied_state(flow.state)
     elif flow.refused:
         flow.state = PICKED_UP if flow.key.protocol == IPPROTO_TCP else UNREPLIED
     flow.refused = reason

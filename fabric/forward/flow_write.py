@@ -12,7 +12,15 @@ established. `flow_sweep` is called with a few buckets per batch and takes out w
 
 import cython
 from cython.cimports.fabric.forward.flow_key import FlowKey
-from cython.cimports.fabric.forward.flow_state import CLOSING, ESTABLISHED, FREE, SYN_SENT, class_of, timeout_of
+from cython.cimports.fabric.forward.flow_state import (
+    CLOSING,
+    ESTABLISHED,
+    FREE,
+    SYN_SENT,
+    class_of,
+    gives_way,
+    timeout_of,
+)
 from cython.cimports.fabric.forward.flow_table import (
     EVICTED_CLOSING,
     EVICTED_EMBRYONIC,
@@ -264,7 +272,7 @@ def insert_taken(
         found.index = index
         found.bucket = t.buckets + index // WAYS
         found.flow = t.flows[index]
-        if found.expires > now and not (fresh.state == SYN_SENT and class_of(found.flow.state) == CLOSING):
+        if found.expires > now and not (fresh.state == SYN_SENT and gives_way(found.flow.state)):
             return PRESENT
         clear(t, index, EXPIRED if found.expires <= now else REPLACED)
     index = make_room(t, fresh, first, second, now)

@@ -39,7 +39,7 @@ COUNTS = (
 )  # fmt: skip
 STATES = (
     "unreplied", "replied", "syn-sent", "syn-received", "established", "picked-up", "half-closed", "half-closed",
-    "closed", "reset", "denied",
+    "closed", "reset", "denied", "denied",
 )  # fmt: skip
 
 
