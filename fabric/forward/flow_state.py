@@ -61,8 +61,9 @@ def gives_way(state):
 def timeout_of(state, protocol):
     """Seconds of silence that end it.
 
-    A connection that policy has cut is remembered as long as its ends may take it for open, and a keepalive (2 h, Linux)
-    counts as a packet: if it were forgotten, a packet of the side that did not begin could begin it the other way round.
+    A connection that policy has cut is remembered as long as its ends may take it for open, and a keepalive (2 h in
+    Linux) counts as a packet: if it were forgotten, a packet of the side that did not begin could begin it anew, the
+    other way round.
     """
     if protocol == IPPROTO_TCP:
         if state in (SYN_SENT, SYN_RECEIVED, RESET):

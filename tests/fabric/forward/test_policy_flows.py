@@ -153,6 +153,20 @@ def test_a_full_table_opens_nothing(fabric: Fabric) -> None:
     assert cluster.one.flows.counters()["flow_refused_quota"] > 0
 
 
+def test_a_flood_does_not_make_room_for_a_cut_connection(fabric: Fabric) -> None:
+    """a has lost its connection to b, and would have it back by pushing the record out before b sends again."""
+    cluster = Cluster(fabric, flows={"flows": FlowTable(8, 4)})
+    cluster.apply()
+    assert cluster.exchange("a", "b", tcp(80)) == (PASSED, PASSED)
+    assert cluster.send("a", "b", tcp(80, flags="A")) == PASSED
+    cluster.apply(policy("b", ingress=[allow("a", "UDP")]))
+    assert cluster.send("a", "b", tcp(80, flags="A")) == INGRESS
+    for port in range(1, 50):
+        assert cluster.send("a", "b", udp(port)) == PASSED
+    assert cluster.send("b", "a", tcp(80, answer_flags="PA"), answer=True) == INGRESS
+    assert cluster.send("a", "b", tcp(80, flags="A")) == INGRESS
+
+
 # --- ICMP errors ---
 
 
