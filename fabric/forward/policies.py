@@ -13,6 +13,8 @@ from fabric.model import Address, DataplaneSettings
 from fabric.policy import PolicySnapshot
 
 DIRECTIONS = {DropReason.POLICY_EGRESS: "egress", DropReason.POLICY_INGRESS: "ingress"}
+UNKNOWN = "unknown rule"
+"""What the policy snapshot calls a rule that is long gone."""
 RawDenial = tuple[int, int | None, int, int, int, int, int, int]
 
 
@@ -84,7 +86,8 @@ class Policies:
         if self.snapshot is not None:
             for number, count in self.hits.counts().items():
                 name = self.snapshot.describe(number)
-                found[name] = found.get(name, 0) + count
+                if name != UNKNOWN:
+                    found[name] = found.get(name, 0) + count
         return found
 
     def describe(self, records: Iterable[RawDenial]) -> list[Denied]:
