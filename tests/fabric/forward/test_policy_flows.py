@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import pytest
 from scapy.layers.inet import ICMP, IP, UDP, fragment
 from scapy.layers.inet6 import ICMPv6DestUnreach, IPv6, IPv6ExtHdrFragment, fragment6
@@ -192,6 +194,8 @@ def test_an_error_passes_for_the_flow_that_it_quotes(cluster: Cluster, server: s
     assert cluster.give(unreachable(family, third, "a", live), third, "a") == INGRESS, "a pod is no router"
     cluster.apply(*isolated(server), policy("a", ingress=[]))
     assert cluster.give(unreachable(family, server, "a", live), server, "a") == EGRESS, "the flow is cut"
+    assert cluster.send("a", server, udp(53), family) == INGRESS
+    assert cluster.give(unreachable(family, server, "a", live), server, "a") == EGRESS, "and its record says so"
 
 
 def test_errors_between_pods_that_nothing_isolates(cluster: Cluster) -> None:
@@ -228,6 +232,19 @@ def test_fragments_share_the_lot_of_the_first(cluster: Cluster, server: str, fam
     for number, (port, wanted) in enumerate([(53, PASSED), (54, INGRESS), (53, PASSED)], 1):
         found = [cluster.give(piece, "a", server) for piece in cut(family, "a", server, port, number)]
         assert found == [wanted] * 3
+
+
+@FAMILIES
+@SERVERS
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_no_order_of_fragments_gets_past(cluster: Cluster, order: tuple[int, ...], server: str, family: int) -> None:
+    """Of a denied datagram nothing arrives; of an allowed one what comes after its first fragment."""
+    cluster.apply(policy(server, ingress=[allow("a", "UDP", 53)]))
+    denied, allowed = (cut(family, "a", server, port, port) for port in (54, 53))
+    for _ in range(2):
+        assert PASSED not in [cluster.give(denied[i], "a", server) for i in order]
+    found = [cluster.give(allowed[i], "a", server) for i in order]
+    assert found == ["policy_fragment"] * order.index(0) + [PASSED] * (3 - order.index(0))
 
 
 @FAMILIES
