@@ -10,6 +10,7 @@ and no port, as a pod behind a bridge of the host. Others: `node1`, `outside`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
@@ -22,11 +23,16 @@ from scapy.packet import Packet as Scapy
 from scapy.packet import Raw
 
 from fabric.forward.enforcement import Enforcement, RuleHits
+from fabric.forward.flow_probe import FlowProbe
+from fabric.forward.flows import FlowTable
+from fabric.forward.snapshot import Snapshot
+from fabric.model import ForwardingState, LocalVtep
 from fabric.policy import Cluster as Policies
 from fabric.policy import Namespace, Pod, PolicySnapshot
 from fabric.policy import Node as PolicyNode
 from fabric.policy.parse import object_key
 from tests.fabric.forward.harness import Fabric, HarnessPort, Node, address4, address6, wait_for
+from tests.fuzz.seeds import NullPort
 from tun.port import Frame
 
 PASSED = "passed"
@@ -204,3 +210,17 @@ class Cluster:
         """A packet and the answer to it."""
         there = self.send(source, destination, make, family)
         return there, self.send(destination, source, make, family, answer=True)
+
+
+def probe_on(table: FlowTable, policies: Sequence[Object], packets: list[bytes]) -> FlowProbe:
+    """The flow table of node 1 with a and b, accounts 1 and 2, without worker; IPv4 only."""
+    null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    ports = [NullPort(null), *(NullPort(null, 1450, (each,)) for each in (address("a", 4), address("b", 4)))]
+    for name, port in zip("ab", ports[1:], strict=True):
+        port.name = name
+    own = LocalVtep(ip_address("127.0.0.1"), b"\x02\0\0\0\0\x01", (ip_network("10.244.1.0/24"),))
+    snapshot, hits = compile_for("node1", policies), RuleHits()
+    hits.reserve(snapshot.names.next)
+    enforcement = Enforcement(1, snapshot, False, SERVICE_NETWORKS, hits)
+    state, formats = ForwardingState(1, (own,), ()), {"vxlan": 1, "udp": 2}
+    return FlowProbe(Snapshot(1, state, ports, 1, formats, True, table, enforcement), packets)  # type: ignore[arg-type]

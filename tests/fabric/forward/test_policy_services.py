@@ -10,8 +10,10 @@ from scapy.packet import Raw
 
 from encap.drops import DropReason
 from fabric.forward.enforcement import Enforcement, RuleHits
+from fabric.forward.flows import FlowTable
 from fabric.forward.snapshot import Snapshot
 from tests.fabric.forward.harness import Fabric
+from tests.fabric.forward.naive_flows import NODE, UNDERLAY
 from tests.fabric.forward.policed import (
     PASSED,
     SERVICE,
@@ -23,6 +25,7 @@ from tests.fabric.forward.policed import (
     packet,
     ping,
     policy,
+    probe_on,
     tcp,
     udp,
 )
@@ -99,6 +102,15 @@ def test_a_network_that_has_a_route_is_never_a_service(fabric: Fabric) -> None:
 
 
 IPV4_EVERYTHING = SERVICE_NETWORKS[0].supernet(new_prefix=0)
+
+
+@pytest.mark.parametrize("entry", [NODE, UNDERLAY])
+def test_only_a_pod_port_may_send_to_a_service_unjudged(entry: int) -> None:
+    """From elsewhere such a packet has no route and does not come so far; if it did, it would be judged."""
+    probe = probe_on(FlowTable(64), [policy("a", egress=[])], [])
+    question = packet("a", "service", udp(80))
+    assert probe.refused(question, entry, 100) == DropReason.POLICY_EGRESS
+    assert probe.refused(question, 1, 100) == DropReason.PASS
 
 
 def test_a_pod_cannot_claim_another_ones_address_at_a_service(cluster: Cluster) -> None:
