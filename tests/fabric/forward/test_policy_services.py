@@ -140,6 +140,15 @@ def test_a_node_reaches_its_own_pods_only(cluster: Cluster, family: int) -> None
     assert cluster.send("outside", "a", tcp(80), family) == INGRESS
 
 
+@pytest.mark.parametrize("entry", [2, UNDERLAY])
+def test_a_node_speaks_by_its_node_port_only(entry: int) -> None:
+    """Its address from elsewhere is refused before (`source_spoofed`, `source_not_leased`), and would be no pass."""
+    probe = probe_on(FlowTable(64), [policy("a", ingress=[])], [])
+    question = packet("node1", "a", udp(80))
+    assert probe.refused(question, entry, 100) == DropReason.POLICY_INGRESS
+    assert probe.refused(question, NODE, 100) == DropReason.PASS
+
+
 # --- pods that are not known ---
 
 
