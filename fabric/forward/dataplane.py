@@ -25,12 +25,14 @@ from pathlib import Path
 from fabric.errors import DataplaneError
 from fabric.forward import pod_device
 from fabric.forward.flows import FlowTable
+from fabric.forward.policies import Denied, Policies
 from fabric.forward.ports import WorkerPort
 from fabric.forward.snapshot import Snapshot
 from fabric.forward.tunnel_gso import TunnelTap, is_virtual, on_link, passes_tunnel_superframes
 from fabric.forward.underlay import Underlay
 from fabric.forward.worker import Worker
 from fabric.model import Address, DataplaneSettings, Encapsulation, Endpoint, ForwardingState
+from fabric.policy import PolicySnapshot
 from tun.device import Device, create
 from tun.errors import DeviceError
 from tun.offload import allowed_features
@@ -44,6 +46,7 @@ class Dataplane:
 
     def __init__(self, settings: DataplaneSettings) -> None:
         self.settings = settings
+        self._policies = Policies(settings)
         self._underlay = Underlay(settings)
         self._node: WorkerPort | None = None
         self._pods: list[WorkerPort] = []
@@ -198,6 +201,20 @@ class Dataplane:
             self._state = before
             raise
 
+    def set_policy(self, snapshot: PolicySnapshot | None) -> None:
+        """Judge by this from now on, established flows too with their next packet; None ends it.
+
+        Without a snapshot everything passes, or with `policy_required` nothing from or to pods but what their own node
+        sends. Raises DataplaneError when flows are not tracked or peers cannot be compiled, and nothing has changed.
+        """
+        before = self._policies.snapshot
+        self._policies.set(snapshot)
+        try:
+            self._publish()
+        except DataplaneError:
+            self._policies.set(before)
+            raise
+
     def _publish(self) -> None:
         if self._state is None or not self._ports:
             return
@@ -205,7 +222,7 @@ class Dataplane:
         try:
             snapshot = Snapshot(
                 self._generation, self._state, self._ports, self._ports_version, self.settings.ports,
-                self.settings.reserved_bits == "strict", self._flows,
+                self.settings.reserved_bits == "strict", self._flows, self._policies.enforcement(self._ports_version),
             )
         except ValueError as error:
             raise DataplaneError(f"peers cannot be compiled, keeping the last ones: {error}") from None
@@ -341,6 +358,14 @@ class Dataplane:
             total.update(self._flows.counters())
         total["node_port_overflows"] = _overflows(self.settings.device) if self._ports else 0
         return total
+
+    def rule_hits(self) -> Mapping[str, int]:
+        """Flows that each policy rule has decided since the start, by the name that the policy snapshot gives it."""
+        return self._policies.rule_hits()
+
+    def denied(self) -> list[Denied]:
+        """Flows that policy has refused since the last call: a sample, at most the last 128 of each thread."""
+        return self._policies.describe(record for worker in self._workers for record in worker.denied())
 
     def status(self) -> dict[str, object]:
         """Offloads in use, threads alive, sockets and ports."""

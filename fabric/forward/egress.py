@@ -8,7 +8,7 @@ Theory of operation, in the order a frame goes:
 2. `drain_port` reads a frame into the arena just behind the previous one, with room for the tunnel header in between:
    small packets of one drain are adjacent and leave as one UDP_SEGMENT train of a single iovec.
 3. `egress_frame` parses it, checks a pod's source address, finds the route (the last destination is remembered) and
-   the flow (`flow_track`), whose replies may have to leave by the node port.
+   the flow (`flow_track`), which policy may refuse and whose replies may have to leave by the node port.
 4. `to_tunnel` checks TTL and MTU; a superframe is cut by `cut_superframe` into headers in the side buffer and payload
    pieces in place; a single packet gets its checksum finished and its tunnel header stamped in front of it.
    `to_port` hands a frame, superframes whole, to another port of this node.
@@ -27,7 +27,7 @@ from cython.cimports.encap.net import poll
 from cython.cimports.encap.vtep import FORMAT_NONE, NO_VTEP, find_vtep
 from cython.cimports.fabric.forward.batch import ARENA_SIZE, FRAME_ROOM, HEADROOM, egress_flush
 from cython.cimports.fabric.forward.ethernet import unwrap
-from cython.cimports.fabric.forward.flow_track import BY_NODE_PORT, track, track_batch
+from cython.cimports.fabric.forward.flow_track import BY_NODE_PORT, REFUSED_SHIFT, track, track_batch
 from cython.cimports.fabric.forward.icmp import HOST_UNREACHABLE, NET_UNREACHABLE
 from cython.cimports.fabric.forward.ingress import ingress_turn
 from cython.cimports.fabric.forward.joint import SOCKET_TOKEN, follow, weigh
@@ -208,6 +208,7 @@ def egress_frame(e, g, position, frame, length, vnet):
     port: cython.pointer(PortEntry) = cython.address(g.ports[position])
     route: uint32_t
     target: uint32_t
+    verdict: uint32_t
     reason: cython.int = parse(frame, length, cython.address(inner))
     if reason == DropReason.PASS and port.kind == POD_PORT:
         reason = check_pod(g, port, cython.address(inner))
@@ -218,11 +219,14 @@ def egress_frame(e, g, position, frame, length, vnet):
     if route == cython.cast(uint32_t, NO_ROUTE):
         return no_route(e, g, position, frame, cython.address(inner), vnet)
     target = route & POSITION_MASK
-    if g.flows != cython.NULL and track(
-        cython.address(e.lane.tracker), g, cython.address(inner), frame, port.account
-    ) & BY_NODE_PORT:
-        to_port(e, g, position, 0, frame, cython.address(inner), vnet)
-        return False
+    if g.flows != cython.NULL:
+        verdict = track(cython.address(e.lane.tracker), g, cython.address(inner), frame, port.account)
+        if verdict > BY_NODE_PORT:
+            drop(cython.address(e.lane), verdict >> REFUSED_SHIFT)
+            return False
+        if verdict == BY_NODE_PORT:
+            to_port(e, g, position, 0, frame, cython.address(inner), vnet)
+            return False
     if route >> KIND_SHIFT == TO_VTEP:
         return to_tunnel(e, g, position, cython.address(g.vteps.vteps[target]), frame, cython.address(inner), vnet)
     if route >> KIND_SHIFT == TO_HOST:
@@ -237,6 +241,7 @@ def egress_frame(e, g, position, frame, length, vnet):
 
 def no_route(e, g, position, frame, inner, vnet):
     """A destination outside the fabric."""
+    verdict: uint32_t
     if not (
         unicast4(cython.cast(uint32_t, inner.dst_low)) if inner.family == 4 else unicast6(inner.dst_high, inner.dst_low)
     ):
@@ -245,7 +250,10 @@ def no_route(e, g, position, frame, inner, vnet):
     if g.ports[position].kind == POD_PORT:
         # Everything outside the fabric is the host's business: its kernel routes and translates.
         if g.flows != cython.NULL:
-            track(cython.address(e.lane.tracker), g, inner, frame, g.ports[position].account)
+            verdict = track(cython.address(e.lane.tracker), g, inner, frame, g.ports[position].account)
+            if verdict > BY_NODE_PORT:
+                drop(cython.address(e.lane), verdict >> REFUSED_SHIFT)
+                return False
         to_port(e, g, position, 0, frame, inner, vnet)
         return False
     drop(cython.address(e.lane), DropReason.NO_ROUTE)

@@ -6,8 +6,8 @@ cdef enum Insertion:
     PRESENT = 1                  # somebody was faster; `found` has it
     REFUSED = 2
 
-# Store the changed `found.flow` unless the bucket has changed since it was found.
-cdef bint flow_store(Table* t, Found* found, uint32_t now) noexcept nogil
+# Store the changed `found.flow`, and `rest` unless NULL, unless the bucket has changed since it was found.
+cdef bint flow_store(Table* t, Found* found, const FlowRest* rest, uint32_t now) noexcept nogil
 # Put a new flow in, unless it is there or nothing makes room; `found` has what is there then.
 cdef Insertion flow_insert(Table* t, const Flow* fresh, const FlowRest* rest, uint64_t hash, uint32_t now,
                            Found* found) noexcept nogil

@@ -12,7 +12,15 @@ established. `flow_sweep` is called with a few buckets per batch and takes out w
 
 import cython
 from cython.cimports.fabric.forward.flow_key import FlowKey
-from cython.cimports.fabric.forward.flow_state import CLOSING, ESTABLISHED, FREE, SYN_SENT, class_of, timeout_of
+from cython.cimports.fabric.forward.flow_state import (
+    CLOSING,
+    ESTABLISHED,
+    FREE,
+    SYN_SENT,
+    class_of,
+    gives_way,
+    timeout_of,
+)
 from cython.cimports.fabric.forward.flow_table import (
     EVICTED_CLOSING,
     EVICTED_EMBRYONIC,
@@ -100,7 +108,7 @@ def clear(t: cython.pointer(Table), index: uint32_t, reason: cython.int) -> cyth
     atomic_add(cython.address(t.counts[reason]), 1, RELAXED)
 
 
-def flow_store(t, found, now):
+def flow_store(t, found, rest, now):
     """Publish a change of a flow that was just read; False when it has to be read again."""
     sequence: uint64_t = found.sequence
     way: uint32_t = found.index % WAYS
@@ -110,6 +118,8 @@ def flow_store(t, found, now):
         return False
     fence(RELEASE)
     copy_in(t.flows + found.index, cython.address(found.flow), cython.sizeof(Flow) // 8)
+    if rest != cython.NULL:
+        copy_in(t.rests + found.index, rest, cython.sizeof(FlowRest) // 8)
     found.expires = now + timeout_of(found.flow.state, found.flow.key.protocol)
     found.bucket.expires[way] = found.expires
     found.bucket.classes[way] = class_of(found.flow.state)
@@ -262,7 +272,7 @@ def insert_taken(
         found.index = index
         found.bucket = t.buckets + index // WAYS
         found.flow = t.flows[index]
-        if found.expires > now and not (fresh.state == SYN_SENT and class_of(found.flow.state) == CLOSING):
+        if found.expires > now and not (fresh.state == SYN_SENT and gives_way(found.flow.state)):
             return PRESENT
         clear(t, index, EXPIRED if found.expires <= now else REPLACED)
     index = make_room(t, fresh, first, second, now)

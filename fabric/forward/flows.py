@@ -39,7 +39,7 @@ COUNTS = (
 )  # fmt: skip
 STATES = (
     "unreplied", "replied", "syn-sent", "syn-received", "established", "picked-up", "half-closed", "half-closed",
-    "closed", "reset",
+    "closed", "reset", "denied", "denied",
 )  # fmt: skip
 
 
@@ -158,7 +158,7 @@ class FlowTable:
             "account": self.names.get(flow.account),
             "idle": now - max(flow.seen[0], flow.seen[1]),
             "expires_in": left,
-            "allowed": bool(flow.allowed),
+            "allowed": flow.refused == 0,
             "egress_rule": None if rest.egress_rule == NO_RULE else rest.egress_rule,
             "ingress_rule": None if rest.ingress_rule == NO_RULE else rest.ingress_rule,
         }

@@ -9,7 +9,7 @@ Theory of operation, in the order a datagram goes:
 3. `take_datagram` checks the VXLAN and the inner Ethernet header, parses the packet, applies the outer ECN field.
 4. `admit` holds the packet to what this VTEP may send (the inner source must route back to it) and to what lives here
    (the inner destination must be a local port): nothing is ever sent back to the underlay.
-   A reply of a flow that entered by the node port goes there instead (`flow_track`).
+   Policy may refuse its flow; a reply of a flow that entered by the node port goes there instead (`flow_track`).
 5. `hand_over` lowers the TTL in front of a pod port and gives the packet to the merger, which joins segments of a
    flow into superframes across everything one drain has received, and writes.
 
@@ -46,7 +46,7 @@ from cython.cimports.encap.vtep import FORMAT_NONE, FORMAT_VXLAN, NO_VTEP, Vtep,
 from cython.cimports.encap.vxlan import ENCAPSULATION, ETHERTYPE_IPV6, check_ethernet, check_header, stamp
 from cython.cimports.fabric.forward.ethernet import deliver
 from cython.cimports.fabric.forward.flow_table import UNDERLAY_ENTRY
-from cython.cimports.fabric.forward.flow_track import BY_NODE_PORT, track, track_batch
+from cython.cimports.fabric.forward.flow_track import BY_NODE_PORT, REFUSED_SHIFT, track, track_batch
 from cython.cimports.fabric.forward.icmp import PACKET_TOO_BIG, TIME_EXCEEDED, allow, build_error
 from cython.cimports.fabric.forward.joint import offer, park
 from cython.cimports.fabric.forward.kernel import (
@@ -262,6 +262,7 @@ def take_datagram(s, g, m, form, position, data, length, gso_size):
     inner: Inner
     vtep: cython.pointer(Vtep) = cython.address(g.vteps.vteps[position])
     reason: cython.int
+    verdict: uint32_t
     ecn: cython.int
     if form == FORMAT_VXLAN:
         reason = check_header(data, length, g.vni, g.strict)
@@ -289,10 +290,12 @@ def take_datagram(s, g, m, form, position, data, length, gso_size):
         if ecn != inner.tos & 3:
             set_ecn(data, cython.cast(uint8_t, ecn))
     s.target = s.last_target
-    if g.flows != cython.NULL and track(
-        cython.address(s.lane.tracker), g, cython.address(inner), data, UNDERLAY_ENTRY
-    ) & BY_NODE_PORT:
-        s.target = 0
+    if g.flows != cython.NULL:
+        verdict = track(cython.address(s.lane.tracker), g, cython.address(inner), data, UNDERLAY_ENTRY)
+        if verdict > BY_NODE_PORT:
+            return verdict >> REFUSED_SHIFT
+        if verdict == BY_NODE_PORT:
+            s.target = 0
     return hand_over(s, g, position, data, cython.address(inner), gso_size)
 
 

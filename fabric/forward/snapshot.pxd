@@ -1,5 +1,6 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from encap.vtep cimport VtepArray, VtepTable
+from fabric.forward.enforcement cimport Enforcement, Rules
 from fabric.forward.flow_table cimport Table
 from fabric.forward.flows cimport FlowTable
 from routes.fib cimport Fib, FibTable
@@ -40,7 +41,9 @@ cdef struct Generation:
     const VtepArray* vteps
     PortEntry* ports
     Table* flows                 # NULL: no flow is tracked
+    const Rules* rules
     uint32_t port_count
+    uint32_t rules_number        # of `rules`: what every packet's flow is compared with
     uint32_t vni
     uint16_t tunnel_ports[2]     # by FORMAT_*
     uint8_t strict
@@ -56,6 +59,7 @@ cdef class Snapshot:
     cdef VtepTable vteps
     cdef Fib fib
     cdef FlowTable flows
+    cdef Enforcement enforcement
     cdef object keep             # ports whose fds the generation names: alive as long as it is
     cdef object _track_flows(self, FlowTable flows)
     cdef object _place_port(self, uint32_t position, object port)

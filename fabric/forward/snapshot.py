@@ -12,6 +12,7 @@ from cython.cimports.libc.stdint import uint32_t
 from cython.cimports.libc.stdlib import calloc, free
 
 from encap.vtep import VtepTable
+from fabric.forward.enforcement import Enforcement, RuleHits
 from fabric.forward.flows import FlowTable
 from routes.fib import Fib
 
@@ -64,12 +65,16 @@ def compile_tables(state, tunnel_ports, ports):
 class Snapshot:
     """Compiled from a `ForwardingState`, the ports (`forward.ports.WorkerPort`) and the UDP port of each format.
 
-    With `flows` the workers track every flow in that table; without, they follow the routes alone.
+    With `flows` the workers track every flow in that table; without, they follow the routes alone. Flows are judged
+    as `enforcement` says, which needs `flows`. Raises ValueError for what cannot be compiled.
     """
 
     def __cinit__(
-        self, number: int, state, ports, ports_version: int, tunnel_ports, strict: bool, flows: FlowTable = None
+        self, number: int, state, ports, ports_version: int, tunnel_ports, strict: bool, flows: FlowTable = None,
+        enforcement: Enforcement = None,
     ):
+        if enforcement is not None and enforcement.rules.active and flows is None:
+            raise ValueError("policy needs a flow table")
         self.keep = tuple(ports)
         vteps, fib = compile_tables(state, tunnel_ports, ports)
         self.vteps = vteps
@@ -91,6 +96,9 @@ class Snapshot:
             self._place_port(position, port)
         if flows is not None:
             self._track_flows(flows)
+        self.enforcement = enforcement if enforcement is not None else Enforcement(0, None, False, (), RuleHits())
+        generation.rules = cython.address(self.enforcement.rules)
+        generation.rules_number = self.enforcement.rules.number
         for vtep in state.vteps:
             if vtep.underlay.version == 4:
                 generation.underlay4 = int(vtep.underlay)

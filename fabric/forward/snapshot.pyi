@@ -1,6 +1,7 @@
 from collections.abc import Mapping, Sequence
 
 from encap.vtep import VtepTable
+from fabric.forward.enforcement import Enforcement
 from fabric.forward.flows import FlowTable
 from fabric.forward.ports import WorkerPort
 from fabric.model import Address, Encapsulation, ForwardingState
@@ -24,5 +25,6 @@ class Snapshot:
         tunnel_ports: Mapping[Encapsulation, int],
         strict: bool,
         flows: FlowTable | None = None,
+        enforcement: Enforcement | None = None,
     ) -> None: ...
     def route(self, address: Address) -> int | None: ...

@@ -1,3 +1,4 @@
+from libc.stdint cimport uint64_t
 from fabric.forward.batch cimport Egress
 from fabric.forward.ingress cimport Ingress
 from fabric.forward.lane cimport Lane, Shared
@@ -10,4 +11,5 @@ cdef class Worker:
     cdef Snapshot snapshot
     cdef list retired
     cdef object wakes
+    cdef uint64_t denied_seen[2]
     cdef void _open_lane(self, Lane* lane, int wake, object sockets4, object sockets6)

@@ -14,6 +14,7 @@ from cython.cimports.encap.receive import RECEIVE_BUFFERS
 from cython.cimports.encap.transmit import QUEUE_MESSAGES
 from cython.cimports.encap.vtep import FORMAT_UDP, FORMAT_VXLAN
 from cython.cimports.fabric.forward.batch import TAP_LINKS, Egress, Link, egress_close, egress_open
+from cython.cimports.fabric.forward.denials import read_denials
 from cython.cimports.fabric.forward.egress import egress_run
 from cython.cimports.fabric.forward.ingress import Ingress, ingress_close, ingress_open, ingress_run
 from cython.cimports.fabric.forward.kernel import ORDERED, atomic_load, atomic_store
@@ -213,6 +214,17 @@ class Worker:
         )
         out.update(self._drops())
         return out
+
+    def denied(self) -> list:
+        """What policy has denied since the last call, sampled; at most the last 128 of each thread.
+
+        Tuples of drop reason, rule number or None, family, source and destination as integers, protocol, and both ports
+        or ICMP type and code.
+        """
+        return [
+            *read_denials(cython.address(self.egress.lane.tracker.denials), cython.address(self.denied_seen[0])),
+            *read_denials(cython.address(self.ingress.lane.tracker.denials), cython.address(self.denied_seen[1])),
+        ]
 
     def _drops(self):
         m = cython.address(self.ingress.merger)

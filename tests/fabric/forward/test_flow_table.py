@@ -65,7 +65,7 @@ def histories(draw: st.DrawFn) -> list[tuple[int, Seen | None]]:
         protocol = draw(st.sampled_from([6, 6, 6, 17, 1]))
         source, destination = draw(ENDS), draw(ENDS)
         if protocol == naive_flows.ICMP:
-            destination = (destination[0], source[1])
+            destination = (destination[0], source[1] + 1)
         if source == destination or draw(st.integers(0, 15)) == 0:
             found.append((now, None))
             continue
