@@ -11,11 +11,13 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_network
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from fabric.errors import StartError
 from fabric.flag_table import BY_NAME, FLAGS, OFFLOADS, TITLES, Flag, Kind
+from fabric.model import Network
 
 if TYPE_CHECKING:
     from fabric.store.etcd.settings import EtcdSettings
@@ -53,6 +55,19 @@ class TrafficOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class PolicyOptions:
+    """Where network policies come from; without any of these there are none. `services` are Services' networks."""
+
+    directory: str = ""
+    services: tuple[Network, ...] = ()
+
+    @property
+    def wanted(self) -> bool:
+        """Whether policy is enforced."""
+        return bool(self.directory)
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
     """The flags that mean something in this version, checked. `offload` holds the switches that were set."""
 
@@ -84,6 +99,7 @@ class Options:
     vxlan_reserved: Literal["strict", "ignore"]
     txqueuelen: int
     flow_table: int
+    policy: PolicyOptions
     log_format: Literal["text", "json"]
     warnings: tuple[str, ...] = ()
 
@@ -243,6 +259,7 @@ def _options(values: Mapping[str, Any], given: set[str], environ: Mapping[str, s
         vxlan_reserved=values["vxlan-reserved"],
         txqueuelen=values["txqueuelen"],
         flow_table=values["flow-table"],
+        policy=_policy(values),
         log_format=values["log-format"] or ("text" if sys.stderr.isatty() else "json"),
         warnings=_warnings(values, given),
     )
@@ -282,6 +299,26 @@ def _etcd(values: Mapping[str, Any]) -> EtcdSettings:
     endpoints = tuple(text for text in (part.strip() for part in values["etcd-endpoints"].split(",")) if text)
     names = ("prefix", "keyfile", "certfile", "cafile", "username", "password")
     return EtcdSettings(endpoints, **{name: values[f"etcd-{name}"] for name in names})
+
+
+def _policy(values: Mapping[str, Any]) -> PolicyOptions:
+    """Raises StartError for what cannot be enforced."""
+    directory = os.path.abspath(values["policy-dir"]) if values["policy-dir"] else ""
+    words = [word.strip() for text in values["service-cidr"] for word in text.split(",")]
+    options = PolicyOptions(directory, tuple(_network(word) for word in words if word))
+    if options.wanted and not values["flow-table"]:
+        raise StartError(
+            "--flow-table 0 tracks no flows, so replies could not be told from new flows: "
+            "give it a size, or leave out --policy-dir"
+        )
+    return options
+
+
+def _network(text: str) -> Network:
+    try:
+        return ip_network(text)
+    except ValueError as error:
+        raise ValueError(f"invalid value {text[:60]!r} for --service-cidr: {error}") from None
 
 
 def _kube(values: Mapping[str, Any], node_name: str, environ: Mapping[str, str]) -> KubeOptions:

@@ -14,11 +14,20 @@ DELAY = 1.0
 
 
 class Saver:
-    """`soon` after each change, `now` at the end and then `wait`; `render` gives the file's bytes."""
+    """`soon` after each change, `now` at the end and then `wait`; `render` gives the file's bytes, `save` replaces the
+    file in `directory` (raises OSError), `delay` seconds after the first change."""
 
-    def __init__(self, directory: Path, render: Callable[[], bytes]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        render: Callable[[], bytes],
+        save: Callable[[Path, bytes], None] = state_file.save,
+        delay: float = DELAY,
+    ) -> None:
         self._directory = directory
         self._render = render
+        self._save = save
+        self._delay = delay
         self._timer: asyncio.TimerHandle | None = None
         self._saved = b""
         self._writing: set[asyncio.Future[None]] = set()
@@ -27,7 +36,7 @@ class Saver:
     def soon(self) -> None:
         """Save in a moment; what changes until then is saved with it."""
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(DELAY, self.now)
+            self._timer = asyncio.get_running_loop().call_later(self._delay, self.now)
 
     def now(self) -> None:
         """Begin to save."""
@@ -51,7 +60,7 @@ class Saver:
 
     def _write(self, data: bytes) -> None:
         try:
-            state_file.save(self._directory, data)
+            self._save(self._directory, data)
         except OSError as error:
             self._saved = b""
             reason = error.strerror or str(error)

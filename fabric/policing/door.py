@@ -1,0 +1,70 @@
+"""Policy as the rest of the daemon sees it. A daemon without policy imports nothing of it but this."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from fabric.errors import FabricError
+
+if TYPE_CHECKING:
+    from fabric.daemon.control import Method
+    from fabric.daemon.node import Node
+    from fabric.policing.keeper import PolicyKeeper
+
+METHODS = ("policy.list", "policy.explain", "policy.hits", "policy.apply", "policy.delete")
+ADD_SECONDS = 1.0
+"""How long an ADD waits until the new pod's policy is in force; the pod is closed until then."""
+
+
+class PolicyOffError(FabricError):
+    """This daemon enforces no policy."""
+
+    def __init__(self) -> None:
+        super().__init__("this daemon enforces no policy: start it with --policy-dir DIR")
+
+
+def make_keeper(node: Node) -> PolicyKeeper | None:
+    """The keeper of a node that has its lease; None where no policy is wanted."""
+    if not node.options.policy.wanted:
+        return None
+    from fabric.policing.setup import make_keeper
+
+    return make_keeper(node)
+
+
+def methods(node: Node) -> Mapping[str, Method]:
+    """The control socket's methods."""
+    return {name: _method(node, name) for name in METHODS}
+
+
+def _method(node: Node, name: str) -> Method:
+    def answer(params: dict[str, Any], passed: object) -> Any:
+        if node.policy is None:
+            raise PolicyOffError
+        from fabric.policing.methods import METHODS
+
+        return METHODS[name](node.policy, params)
+
+    return answer
+
+
+def in_force(node: Node, result: Any) -> Any:
+    """`result`, when the policy of a pod that has just come is in force, at the latest after ADD_SECONDS."""
+    keeper = node.policy
+
+    async def later() -> Any:
+        assert keeper is not None
+        await keeper.settled(ADD_SECONDS)
+        return result
+
+    return result if keeper is None else later()
+
+
+def status(keeper: PolicyKeeper | None) -> dict[str, Any]:
+    """For `fabricctl status`."""
+    if keeper is None:
+        return {"sources": [], "problems": []}
+    from fabric.policing.methods import status
+
+    return status(keeper)

@@ -1,0 +1,99 @@
+"""Everything that policy is compiled from, merged from who knows it best. Pure.
+
+A pod on this node has the addresses of its endpoint record, whatever an API says: the record is what is connected. Its
+labels and named ports are those of its Pod object where there is one, else the runtime's. An endpoint without a pod's
+name (a port made by hand) is the pod of the port's name in namespace `default`. No other pod can have the address of an
+endpoint.
+
+A node has the addresses that its lease and its Node object say: public ones, and of each subnet the address itself
+(the node port's) and the first host's (a bridge's). A lease without a node's name belongs to the Node object with one
+of its public addresses, else it is the node of the lease's key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from fabric.model import Endpoint, Lease
+from fabric.policing.documents import Given
+from fabric.policing.objects import DEFAULT_NAMESPACE
+from fabric.policy import Node, Pod
+from fabric.policy.model import Address
+
+PodKey = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class OwnNode:
+    """This node: its name in the API (or --node-name), and all addresses it sends from."""
+
+    name: str
+    addresses: tuple[Address, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The inputs of one compilation. `objects` by key (`objects.normal`)."""
+
+    own: OwnNode
+    objects: Mapping[str, Given] = field(default_factory=dict)
+    endpoints: tuple[Endpoint, ...] = ()
+    leases: tuple[Lease, ...] = ()
+
+
+def lease_addresses(lease: Lease) -> tuple[Address, ...]:
+    """All addresses from which the node of this lease may send."""
+    found: list[Address | None] = [lease.public_ip, lease.public_ipv6]
+    for subnet in (lease.subnet, lease.ipv6_subnet):
+        if subnet is not None:
+            found.append(subnet.network_address)
+            if subnet.num_addresses > 2:
+                found.append(subnet.network_address + 1)
+    return tuple(address for address in found if address is not None)
+
+
+def merged_nodes(own: OwnNode, objects: Iterable[Node], leases: Iterable[Lease]) -> dict[str, Node]:
+    """All nodes by name."""
+    found = {node.name: node for node in objects}
+    named = {address: node.name for node in found.values() for address in node.addresses}
+    _add(found, own.name, own.addresses)
+    for lease in leases:
+        by_address = [named.get(address) for address in (lease.public_ip, lease.public_ipv6) if address]
+        name = lease.node or next(filter(None, by_address), lease.key)
+        if not set(lease_addresses(lease)) <= set(own.addresses):  # our own lease is `own`
+            _add(found, name, lease_addresses(lease))
+    return found
+
+
+def _add(found: dict[str, Node], name: str, addresses: tuple[Address, ...]) -> None:
+    known = found.get(name) or Node(name)
+    found[name] = replace(known, addresses=tuple(dict.fromkeys((*known.addresses, *addresses))))
+
+
+def merged_pods(own: OwnNode, objects: Mapping[PodKey, Pod], endpoints: Iterable[Endpoint]) -> dict[PodKey, Pod]:
+    """All pods by namespace and name."""
+    here: dict[PodKey, Pod] = {}
+    for endpoint in endpoints:
+        key = endpoint_pod(endpoint)
+        known = here.get(key)
+        if known is None:
+            known = objects.get(key) or Pod(*key, labels=dict(endpoint.labels))
+            known = replace(known, addresses=(), node=own.name, host_network=False)
+        here[key] = replace(known, addresses=(*known.addresses, *endpoint.addresses))
+    taken = {address for pod in here.values() for address in pod.addresses}
+    found = {}
+    for key, pod in objects.items():
+        if key in here:
+            continue
+        if not pod.host_network and not taken.isdisjoint(pod.addresses):
+            pod = replace(pod, addresses=tuple(a for a in pod.addresses if a not in taken))
+        found[key] = pod
+    return {**found, **here}
+
+
+def endpoint_pod(endpoint: Endpoint) -> PodKey:
+    """Which pod an endpoint belongs to."""
+    if endpoint.pod_name:
+        return endpoint.pod_namespace or DEFAULT_NAMESPACE, endpoint.pod_name
+    return DEFAULT_NAMESPACE, endpoint.name
