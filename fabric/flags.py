@@ -60,11 +60,7 @@ class PolicyOptions:
 
     directory: str = ""
     services: tuple[Network, ...] = ()
-
-    @property
-    def wanted(self) -> bool:
-        """Whether policy is enforced."""
-        return bool(self.directory)
+    kube: Literal["auto", "on", "off"] = "off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +262,8 @@ def _options(values: Mapping[str, Any], given: set[str], environ: Mapping[str, s
 
 
 def _check_ranges(values: Mapping[str, Any]) -> None:
-    for name, allowed in (("vxlan-reserved", ("strict", "ignore")), ("log-format", ("", "text", "json"))):
+    for name, allowed in (("vxlan-reserved", ("strict", "ignore")), ("log-format", ("", "text", "json")),
+                          ("kube-policy", ("auto", "on", "off"))):  # fmt: skip
         if values[name] not in allowed:
             raise ValueError(f"invalid value {values[name]!r} for --{name}: one of {', '.join(filter(None, allowed))}")
     for name, (low, high) in RANGES.items():
@@ -305,13 +302,14 @@ def _policy(values: Mapping[str, Any]) -> PolicyOptions:
     """Raises StartError for what cannot be enforced."""
     directory = os.path.abspath(values["policy-dir"]) if values["policy-dir"] else ""
     words = [word.strip() for text in values["service-cidr"] for word in text.split(",")]
-    options = PolicyOptions(directory, tuple(_network(word) for word in words if word))
-    if options.wanted and not values["flow-table"]:
+    kube: Literal["auto", "on", "off"] = values["kube-policy"] if values["kube-subnet-mgr"] else "off"
+    asked = [f"--policy-dir {directory}"] if directory else ["--kube-policy on"] if kube == "on" else []
+    if asked and not values["flow-table"]:
         raise StartError(
             "--flow-table 0 tracks no flows, so replies could not be told from new flows: "
-            "give it a size, or leave out --policy-dir"
+            f"give it a size, or leave out {asked[0]}"
         )
-    return options
+    return PolicyOptions(directory, tuple(_network(word) for word in words if word), kube)
 
 
 def _network(text: str) -> Network:

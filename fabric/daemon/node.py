@@ -65,6 +65,7 @@ class Node:
         )
         self.extension: ExtensionBackend | None = None
         self.policy: PolicyKeeper | None = None
+        self.policy_sources: tuple[str, ...] = ()
         self._parts = parts
         self._conf: NetConf | None = None
         self._external: External | None = None
@@ -124,6 +125,7 @@ class Node:
         self._uplink = UplinkFollower(self._external, lambda: self._choose(stored), self._move)
         self.mtu = self._check_external(self.external)
         self._run_dir.acquire()
+        self.policy_sources = await policing.wanted(self)
         self._forwarding = self._make_forwarding()
         leftovers = flannel.find(self.conf, self._parts.flannel) if self.options.adopt else flannel.Leftovers()
         if not leftovers.in_the_way:
@@ -229,7 +231,7 @@ class Node:
             flows=self.options.flow_table,
             interface=self.external.name,
             services=self.options.policy.services,
-            policy_required=self.options.policy.wanted,
+            policy_required=bool(self.policy_sources),
         )
 
     async def _start_firewall(self) -> None:

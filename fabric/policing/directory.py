@@ -128,6 +128,9 @@ class PolicyDirectory:
         finally:
             loop.remove_reader(watch.fileno())
 
+    async def close(self) -> None:
+        return None  # `run` closes what it opens
+
     async def look(self, finished: set[str]) -> None:
         """One look at all files; those in `finished` are known to be whole."""
         async with self._looking:

@@ -24,9 +24,23 @@ class PolicyOffError(FabricError):
         super().__init__("this daemon enforces no policy: start it with --policy-dir DIR")
 
 
+async def wanted(node: Node) -> tuple[str, ...]:
+    """The kinds of sources that this node takes policies from, before it has a lease; none: no policy."""
+    options = node.options
+    found = ["directory"] if options.policy.directory else []
+    if options.policy.kube == "on":
+        found.append("kubernetes")
+    elif options.policy.kube == "auto" and options.flow_table:
+        from fabric.policing.setup import may_read_policies
+
+        if await may_read_policies(node):
+            found.append("kubernetes")
+    return tuple(found)
+
+
 def make_keeper(node: Node) -> PolicyKeeper | None:
     """The keeper of a node that has its lease; None where no policy is wanted."""
-    if not node.options.policy.wanted:
+    if not node.policy_sources:
         return None
     from fabric.policing.setup import make_keeper
 

@@ -144,6 +144,8 @@ class PolicyKeeper:
         if self.outcome.snapshot is not None:
             self._saver.now()
         await self._saver.wait()
+        for source in self.sources:
+            await source.close()
 
     async def ask(self, question: Callable[[Compiler], Answer]) -> Answer:
         """The answer to a question about what is in force, worked out in a thread."""

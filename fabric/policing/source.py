@@ -30,8 +30,11 @@ class PolicySource(Protocol):
     """
 
     title: str
-    content: Content | None
     changed: Callable[[], None]
+
+    @property
+    def content(self) -> Content | None:
+        """The last complete reading."""
 
     def problem(self) -> str:
         """Why `content` is missing or old, empty when it is neither."""
@@ -41,6 +44,9 @@ class PolicySource(Protocol):
 
     async def run(self) -> None:
         """Follow the changes for ever."""
+
+    async def close(self) -> None:
+        """Release everything. Idempotent."""
 
     async def put(self, key: str, value: Mapping[str, Any]) -> str:
         """Write one object; where it went. Raises PolicySourceError."""

@@ -67,6 +67,9 @@ class FedSource:
     async def run(self) -> None:
         await asyncio.Event().wait()
 
+    async def close(self) -> None:
+        return None
+
     def feed(self, *values: Mapping[str, Any]) -> None:
         self.content = Content({key: Given(value) for key, value in map(objects.normal, values)})
         self.changed()
