@@ -72,6 +72,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("txqueuelen", "int", 1000, "queue length of the node port in packets", "ours"),
     Flag("flow-table", "int", 131072, "connections that can be tracked at once, 120 bytes each; 0 tracks none", "ours"),
     Flag("policy-dir", "text", "", "directory of YAML files with network policies", "ours"),
+    Flag("store-policy", "bool", False, "network policies from etcd or SQLite, below PREFIX/policy/", "ours"),
     Flag("service-cidr", "list", (), "networks of Service addresses, comma-separated; repeatable", "ours"),
     Flag("log-format", "text", "", "text or json (default: text on a terminal, else json)", "ours"),
     Flag("vmodule", "text", "", "log level by source file", "later"),

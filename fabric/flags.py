@@ -61,6 +61,7 @@ class PolicyOptions:
     directory: str = ""
     services: tuple[Network, ...] = ()
     kube: Literal["auto", "on", "off"] = "off"
+    store: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,13 +304,15 @@ def _policy(values: Mapping[str, Any]) -> PolicyOptions:
     directory = os.path.abspath(values["policy-dir"]) if values["policy-dir"] else ""
     words = [word.strip() for text in values["service-cidr"] for word in text.split(",")]
     kube: Literal["auto", "on", "off"] = values["kube-policy"] if values["kube-subnet-mgr"] else "off"
-    asked = [f"--policy-dir {directory}"] if directory else ["--kube-policy on"] if kube == "on" else []
+    store = values["store-policy"] and not values["kube-subnet-mgr"]
+    given = {f"--policy-dir {directory}": directory, "--store-policy": store, "--kube-policy on": kube == "on"}
+    asked = [text for text, is_given in given.items() if is_given]
     if asked and not values["flow-table"]:
         raise StartError(
             "--flow-table 0 tracks no flows, so replies could not be told from new flows: "
-            f"give it a size, or leave out {asked[0]}"
+            f"give it a size, or leave out {' and '.join(asked)}"
         )
-    return PolicyOptions(directory, tuple(_network(word) for word in words if word), kube)
+    return PolicyOptions(directory, tuple(_network(word) for word in words if word), kube, store)
 
 
 def _network(text: str) -> Network:
@@ -347,6 +350,8 @@ def _warnings(values: Mapping[str, Any], given: set[str]) -> tuple[str, ...]:
     ignored = [flag.name for flag in FLAGS if (flag.group, kind) == ("etcd", "kubernetes") and flag.name in given]
     if kind != "sqlite" and "store" in given:
         ignored.append("store")
+    if kind == "kubernetes" and values["store-policy"]:
+        ignored.append("store-policy")
     lines += [f"--{name} has no effect: {kind} is the store" for name in ignored]
     return tuple(lines)
 

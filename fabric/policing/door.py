@@ -21,7 +21,8 @@ class PolicyOffError(FabricError):
     """This daemon enforces no policy."""
 
     def __init__(self) -> None:
-        super().__init__("this daemon enforces no policy: start it with --policy-dir DIR")
+        flags = "--policy-dir or --store-policy, in Kubernetes with --kube-policy"
+        super().__init__(f"this daemon enforces no policy: start it with {flags}")
 
 
 async def wanted(node: Node) -> tuple[str, ...]:
@@ -35,7 +36,7 @@ async def wanted(node: Node) -> tuple[str, ...]:
 
         if await may_read_policies(node):
             found.append("kubernetes")
-    return tuple(found)
+    return tuple(found + (["store"] if options.policy.store else []))
 
 
 def make_keeper(node: Node) -> PolicyKeeper | None:

@@ -66,7 +66,7 @@ async def apply(keeper: PolicyKeeper, params: Mapping[str, Any]) -> dict[str, An
     except PolicyError as error:
         raise FabricError(f"refused: {error}") from None
     existed = key in keeper.seen()
-    place = await _writable(keeper).put(key, value)
+    place = await _writable(keeper, key).put(key, value)
     done = await _taken(keeper, key, value)
     return {"object": objects.title(key), "place": place, "existed": existed, "in_force": done}
 
@@ -101,11 +101,15 @@ async def delete(keeper: PolicyKeeper, params: Mapping[str, Any]) -> dict[str, A
     if len(found) > 1:
         versions = ", ".join(key.rsplit("/", 3)[0] for key in found)
         raise FabricError(f"{what} exists in {versions}: say which by --api-version")
-    place = await _writable(keeper).remove(found[0])
+    place = await _writable(keeper, found[0]).remove(found[0])
     return {"object": objects.title(found[0]), "place": place, "in_force": await _taken(keeper, found[0], None)}
 
 
-def _writable(keeper: PolicyKeeper) -> PolicySource:
+def _writable(keeper: PolicyKeeper, key: str) -> PolicySource:
+    """The source whose object of this key counts; for a new one the source that would."""
+    for source in reversed(keeper.sources):
+        if source.content is not None and key in source.content.objects:
+            return source
     return keeper.sources[-1]
 
 

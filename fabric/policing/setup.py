@@ -25,7 +25,7 @@ def make_keeper(node: Node) -> PolicyKeeper:
     """For a node that has its lease. Reads what an earlier run has left."""
     options = node.options
     if not hasattr(node.forwarding.dataplane, "set_policy"):
-        raise StartError("the data path of this build enforces no policy: leave out --policy-dir and --kube-policy")
+        raise StartError("the data path of this build enforces no policy: leave out its flags")
     name = node.cluster.own_lease.node or options.node_name
 
     def world(objects: Mapping[str, Given]) -> World:
@@ -55,6 +55,12 @@ def make_sources(node: Node) -> list[PolicySource]:
         from fabric.policing.directory import PolicyDirectory
 
         found.append(PolicyDirectory(Path(node.options.policy.directory)))
+    if "store" in node.policy_sources:
+        from fabric.policing.store_source import StorePolicySource
+
+        source = node.cluster.source
+        prefix = source.prefix.removesuffix("subnets/") + "policy/"
+        found.append(StorePolicySource(node.cluster.store, prefix, source.kind, source.url))
     return found
 
 

@@ -187,6 +187,21 @@ def test_refused_requests(bench: PolicyBench, method: str, params: dict[str, Any
     bench.run(body)
 
 
+def test_the_store_may_be_the_source(tmp_path: Path) -> None:
+    bench = PolicyBench(tmp_path, "--policy-dir=", "--store-policy")
+
+    async def body(node: Node) -> None:
+        done = await bench.ask("policy.apply", object=network_policy("all"))
+        assert done["place"].endswith("key /coreos.com/network/policy/networking.k8s.io/v1/NetworkPolicy/shop/all")
+        assert done["in_force"]
+        assert [item["name"] for item in (await bench.ask("policy.list"))["objects"]] == ["all"]
+        await bench.ask("policy.delete", kind="NetworkPolicy", namespace="shop", name="all")
+        assert (await bench.ask("policy.list"))["objects"] == []
+        assert (await bench.ask("status"))["tasks"]["policy store"]
+
+    bench.run(body)
+
+
 def test_without_policy_the_methods_say_so(tmp_path: Path) -> None:
     bench = PolicyBench(tmp_path, "--policy-dir=")
 
@@ -202,7 +217,9 @@ def test_without_policy_the_methods_say_so(tmp_path: Path) -> None:
 def test_flags() -> None:
     with pytest.raises(StartError, match="--flow-table 0 tracks no flows"):
         flags.parse(["--policy-dir=/x", "--flow-table=0"], {})
-    assert flags.parse(["--flow-table=0"], {}).policy.wanted is False
+    with pytest.raises(StartError, match="leave out --store-policy"):
+        flags.parse(["--store-policy", "--flow-table=0"], {})
+    assert flags.parse(["--flow-table=0"], {}).policy == flags.PolicyOptions()
     words = ["--service-cidr=10.96.0.0/12,2001:db8:1::/112", "--service-cidr=198.51.100.0/24"]
     assert [str(item) for item in flags.parse(words, {}).policy.services] == [
         "10.96.0.0/12", "2001:db8:1::/112", "198.51.100.0/24"
