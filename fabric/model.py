@@ -128,8 +128,8 @@ class DataplaneSettings:
     holds our own addresses on the chosen interface, one per enabled family; `mtu` is the node port's MTU in bytes
     (`config.node_port_mtu`); `offload` the kill switches that a person set (absent: probe); `txqueuelen` the node
     port's queue length in packets; `interface` the underlay device; `flows` how many flows are tracked, 0 for none.
-    `services` are the networks of Service addresses, which policy judges after their translation only; with
-    `policy_required` pods' packets pass nowhere until there is a policy snapshot.
+    `services` are the networks of Service addresses: what a pod sends there is judged by policy once the host has
+    translated it. With `policy_required` pods are cut off until there is a policy snapshot.
     """
 
     vni: int
