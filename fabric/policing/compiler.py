@@ -12,7 +12,7 @@ from typing import Any
 
 from fabric.policing import objects
 from fabric.policing.documents import Given
-from fabric.policing.world import PodKey, World, merged_nodes, merged_pods
+from fabric.policing.world import Endpoints, OwnNode, PodKey, World, merged_nodes
 from fabric.policy import Cluster, Namespace, Node, Pod, PolicyError, PolicySnapshot, compile_policies
 
 
@@ -28,6 +28,40 @@ class Outcome:
     problem: str = ""
 
 
+class _Around:
+    """Pods, namespaces and nodes as their objects say, and which of them have changed since `settle`."""
+
+    def __init__(self) -> None:
+        self.pods: dict[PodKey, Pod] = {}
+        self.namespaces: dict[str, Namespace] = {}
+        self.nodes: dict[str, Node] = {}
+        self.settle()
+
+    def settle(self) -> None:
+        self.pods_changed: set[PodKey] = set()
+        self.namespaces_changed = self.nodes_changed = False
+
+    def put(self, key: str, item: Pod | Namespace | Node | None) -> None:
+        """One object is this now; None: it is gone."""
+        kind, namespace, name = key.rsplit("/", 3)[1:]
+        if kind == "Pod":
+            self._exchange(self.pods, (namespace, name), item)
+            self.pods_changed.add((namespace, name))
+        elif kind == "Namespace":
+            self._exchange(self.namespaces, name, item)
+            self.namespaces_changed = True
+        else:
+            self._exchange(self.nodes, name, item)
+            self.nodes_changed = True
+
+    @staticmethod
+    def _exchange(found: dict[Any, Any], key: PodKey | str, item: Any) -> None:
+        if item is None:
+            found.pop(key, None)
+        else:
+            found[key] = item
+
+
 class Compiler:
     """Of the node named `own`, whose pods' rules are compiled."""
 
@@ -41,7 +75,9 @@ class Compiler:
         self._remembered = dict(remembered or {})
         self._cluster = Cluster(lambda pod: pod.node == own)
         self._seen: dict[str, Given] = {}
-        self._around: dict[str, Pod | Namespace | Node] = {}
+        self._around = _Around()
+        self._world: World | None = None
+        self._endpoints = Endpoints(OwnNode(own), ())
         self._told_pods: dict[PodKey, Pod] = {}
         self._told_nodes: dict[str, Node] = {}
         self._told_namespaces: dict[str, Namespace] = {}
@@ -107,14 +143,7 @@ class Compiler:
     def _enter(self, key: str, value: Mapping[str, Any] | None) -> tuple[str, ...]:
         """Give one object, or that it is gone, to who wants it. Raises PolicyError."""
         if objects.is_around(key):
-            old = self._around.pop(key, None)
-            try:
-                if value is not None:
-                    self._around[key] = objects.read_around(value)
-            except PolicyError:
-                if old is not None:
-                    self._around[key] = old
-                raise
+            self._around.put(key, None if value is None else objects.read_around(value))
             return ()
         result = self._cluster.apply(key, value)
         if result.error is not None:
@@ -123,27 +152,49 @@ class Compiler:
         return result.warnings
 
     def _take_people(self, world: World) -> None:
-        around = self._around.values()
-        namespaces = {item.name: item for item in around if isinstance(item, Namespace)}
-        self._exchange(self._told_namespaces, namespaces, self._cluster.set_namespace, self._cluster.delete_namespace)
-        self._told_namespaces = namespaces
-        nodes = merged_nodes(world.own, (item for item in around if isinstance(item, Node)), world.leases)
-        self._exchange(self._told_nodes, nodes, self._cluster.set_node, self._cluster.delete_node)
-        self._told_nodes = nodes
-        pods = merged_pods(world.own, {p.key: p for p in around if isinstance(p, Pod)}, world.endpoints)
-        self._exchange(self._told_pods, pods, self._cluster.set_pod, lambda key: self._cluster.delete_pod(*key))
-        self._told_pods = pods
+        """Only what can be different is looked at: of 10,000 pods one has changed, as a rule."""
+        around, before = self._around, self._world
+        if around.namespaces_changed:
+            self._exchange(
+                self._told_namespaces, dict(around.namespaces), self._cluster.set_namespace,
+                self._cluster.delete_namespace,
+            )  # fmt: skip
+        if around.nodes_changed or before is None or (before.own, before.leases) != (world.own, world.leases):
+            nodes = merged_nodes(world.own, around.nodes.values(), world.leases)
+            self._exchange(self._told_nodes, nodes, self._cluster.set_node, self._cluster.delete_node)
+        keys: set[PodKey] = around.pods_changed
+        if before is None or (before.own, before.endpoints) != (world.own, world.endpoints):
+            self._endpoints = Endpoints(world.own, world.endpoints)
+            keys = {*self._told_pods, *around.pods, *self._endpoints.keys()}
+        for key in keys:
+            self._take_pod(key, self._endpoints.merged(key, around.pods.get(key)))
+        self._world = world
+        around.settle()
+
+    def _take_pod(self, key: PodKey, pod: Pod | None) -> None:
+        old = self._told_pods.get(key)
+        if pod == old:
+            return
+        self._changes += 1
+        if pod is None:
+            del self._told_pods[key]
+            self._cluster.delete_pod(*key)
+        else:
+            self._told_pods[key] = pod
+            self._cluster.set_pod(pod)
 
     def _exchange(
-        self, before: Mapping[Any, Any], now: Mapping[Any, Any], put: Callable[[Any], None], gone: Callable[[Any], None]
+        self, told: dict[str, Any], now: Mapping[str, Any], put: Callable[[Any], None], gone: Callable[[str], None]
     ) -> None:
-        for key in before.keys() - now.keys():
+        """Bring what was told to `now`."""
+        for key in told.keys() - now.keys():
             gone(key)
+            del told[key]
             self._changes += 1
         for key, item in now.items():
-            old = before.get(key)
-            if old is not item and old != item:
+            if told.get(key) != item:
                 put(item)
+                told[key] = item
                 self._changes += 1
 
     # -- questions

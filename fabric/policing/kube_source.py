@@ -34,12 +34,16 @@ class _Followed:
         self.reflector = Reflector(api, self.table, changed, self._heard, timing, kind, kind.optional)
         self.away = ""
         self._made: dict[str, tuple[Kept, str, Given]] = {}
+        self._found: dict[str, Given] = {}
+        self._number = -1
 
     def _heard(self, reason: str | None) -> None:
         self.away = reason or ""
 
     def givens(self) -> dict[str, Given]:
         """By key; what has not changed is the same Given as before, so that nobody has to compare it."""
+        if self._number == self.table.number:
+            return self._found
         made, found = {}, {}
         for name, kept in self.table.objects().items():
             known = self._made.get(name)
@@ -48,7 +52,7 @@ class _Followed:
                 known = kept, key, Given(value)
             made[name] = known
             found[known[1]] = known[2]
-        self._made = made
+        self._made, self._found, self._number = made, found, self.table.number
         return found
 
 

@@ -71,25 +71,37 @@ def _add(found: dict[str, Node], name: str, addresses: tuple[Address, ...]) -> N
     found[name] = replace(known, addresses=tuple(dict.fromkeys((*known.addresses, *addresses))))
 
 
+class Endpoints:
+    """The endpoints of this node by pod, to merge pods one by one."""
+
+    def __init__(self, own: OwnNode, endpoints: Iterable[Endpoint]) -> None:
+        self._own = own.name
+        self._by_pod: dict[PodKey, list[Endpoint]] = {}
+        for endpoint in endpoints:
+            self._by_pod.setdefault(endpoint_pod(endpoint), []).append(endpoint)
+        self._taken = {a for found in self._by_pod.values() for endpoint in found for a in endpoint.addresses}
+
+    def keys(self) -> Iterable[PodKey]:
+        """The pods that have endpoints."""
+        return self._by_pod.keys()
+
+    def merged(self, key: PodKey, pod: Pod | None) -> Pod | None:
+        """The pod that the object `pod` (None: there is none) and the endpoints make together; None: no pod."""
+        here = self._by_pod.get(key)
+        if here is None:
+            if pod is None or pod.host_network or self._taken.isdisjoint(pod.addresses):
+                return pod
+            return replace(pod, addresses=tuple(a for a in pod.addresses if a not in self._taken))
+        known = pod or Pod(*key, labels=dict(here[0].labels))
+        addresses = tuple(address for endpoint in here for address in endpoint.addresses)
+        return replace(known, addresses=addresses, node=self._own, host_network=False)
+
+
 def merged_pods(own: OwnNode, objects: Mapping[PodKey, Pod], endpoints: Iterable[Endpoint]) -> dict[PodKey, Pod]:
     """All pods by namespace and name."""
-    here: dict[PodKey, Pod] = {}
-    for endpoint in endpoints:
-        key = endpoint_pod(endpoint)
-        known = here.get(key)
-        if known is None:
-            known = objects.get(key) or Pod(*key, labels=dict(endpoint.labels))
-            known = replace(known, addresses=(), node=own.name, host_network=False)
-        here[key] = replace(known, addresses=(*known.addresses, *endpoint.addresses))
-    taken = {address for pod in here.values() for address in pod.addresses}
-    found = {}
-    for key, pod in objects.items():
-        if key in here:
-            continue
-        if not pod.host_network and not taken.isdisjoint(pod.addresses):
-            pod = replace(pod, addresses=tuple(a for a in pod.addresses if a not in taken))
-        found[key] = pod
-    return {**found, **here}
+    known = Endpoints(own, endpoints)
+    merged = {key: known.merged(key, objects.get(key)) for key in (*objects, *known.keys())}
+    return {key: pod for key, pod in merged.items() if pod is not None}
 
 
 def endpoint_pod(endpoint: Endpoint) -> PodKey:
