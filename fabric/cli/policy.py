@@ -148,6 +148,27 @@ def delete(kind: str, name: str, api_version: str, run_dir: str) -> None:
 
 
 @policy.command()
+@click.option("-f", "--filename", type=click.Path(allow_dash=True), help="YAML or JSON; without it the staged policies")
+@_run_dir
+@_as_json
+def diff(filename: str | None, run_dir: str, as_json: bool) -> None:
+    """Which live flows of this node would be cut by the objects of a file, or by the staged policies.
+
+    Exit code 3 means that there are some.
+    """
+    params: dict[str, Any] = {} if filename is None else {"objects": read_objects(filename)}
+    found = _ask(run_dir, "policy.diff", params)
+    if as_json:
+        _print_json(found)
+    else:
+        from fabric.cli import tables
+
+        tables.print_cut_flows(found)
+    if found["cut"]:
+        sys.exit(3)
+
+
+@policy.command()
 @_run_dir
 @_as_json
 def hits(run_dir: str, as_json: bool) -> None:

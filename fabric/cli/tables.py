@@ -152,7 +152,7 @@ def print_policies(result: Mapping[str, Any], console: Console | None = None) ->
     console = console or Console()
     table = _table("KIND", "NAMESPACE", "NAME", "WHERE", "STATE")
     for item in result["objects"]:
-        bad = item["state"] != "in force"
+        bad = item["state"] not in ("in force", "staged")
         table.add_row(
             item["kind"], _text(item["namespace"] or "-"), _text(item["name"]), _text(item["place"] or "-"),
             item["state"], style="red" if bad else None,
@@ -163,6 +163,26 @@ def print_policies(result: Mapping[str, Any], console: Console | None = None) ->
     console.print(_text(f"{sources}: {snapshot}"))
     for problem in result["problems"]:
         console.print(Text.assemble(("problem: ", "red"), _text(problem)))
+
+
+def print_cut_flows(result: Mapping[str, Any], console: Console | None = None) -> None:
+    """What is compared, then one row per flow that would be cut."""
+    console = console or Console()
+    if result["shown"]:
+        table = _table("PROTOCOL", "FROM", "TO", "PORT", "STATE", "CUT BY")
+        for flow in result["shown"]:
+            table.add_row(
+                flow["protocol"], _text(_named(flow["source"], flow["source_pod"])),
+                _text(_named(flow["destination"], flow["destination_pod"])),
+                "-" if flow["port"] is None else str(flow["port"]), flow["state"], _text(flow["rule"]),
+            )  # fmt: skip
+        console.print(table)
+    changes = ", ".join(result["changes"])
+    console.print(_text(f"{changes} would cut {result['cut']} of {result['flows']} live flows of this node"))
+
+
+def _named(address: str, pod: str) -> str:
+    return f"{address} ({pod})" if pod else address
 
 
 def print_hits(result: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:

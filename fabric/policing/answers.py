@@ -23,13 +23,15 @@ class QuestionError(FabricError):
 def listing(outcome: Outcome, seen: Mapping[str, Given]) -> list[dict[str, Any]]:
     """One item for every policy object, the refused ones included; `seen` is what the sources have now."""
     found = []
-    for key in sorted(outcome.accepted.keys() | outcome.refused.keys()):
+    for key in sorted(outcome.accepted.keys() | outcome.staged.keys() | outcome.refused.keys()):
         if objects.is_around(key) and key not in outcome.refused:
             continue
-        given = seen.get(key) or outcome.accepted.get(key)
+        given = seen.get(key) or outcome.accepted.get(key) or outcome.staged.get(key)
         version, kind, namespace, name = key.rsplit("/", 3)
         reason = outcome.refused.get(key, "")
-        state = "in force" if not reason else "last good one" if key in outcome.accepted else "refused"
+        state = "staged" if key in outcome.staged else "in force"
+        if reason:
+            state = "last good one" if key in outcome.accepted else "refused"
         warnings = list(outcome.warnings.get(key, ()))
         found.append(
             {

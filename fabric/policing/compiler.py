@@ -7,22 +7,25 @@ of an earlier run (`remembered`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fabric.policing import objects
 from fabric.policing.documents import Given
 from fabric.policing.world import Endpoints, OwnNode, PodKey, World, merged_nodes
 from fabric.policy import Cluster, Namespace, Node, Pod, PolicyError, PolicySnapshot, compile_policies
+from fabric.policy.parse import parse_object
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one compilation came to. `accepted`: what is in force, by key. `refused`: why a key's present object is not;
-    `warnings`: what of an accepted one is not enforced. `problem`: why the snapshot is an old one."""
+    """What one compilation came to. `accepted`: what is in force, by key; `staged`: what would be. `refused`: why a
+    key's present object is not; `warnings`: what of an accepted one is not enforced. `problem`: why the snapshot is an
+    old one."""
 
     snapshot: PolicySnapshot | None = None
     accepted: Mapping[str, Given] = field(default_factory=dict)
+    staged: Mapping[str, Given] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
     warnings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     problem: str = ""
@@ -68,6 +71,7 @@ class Compiler:
     def __init__(self, own: str, remembered: Mapping[str, Given] | None = None) -> None:
         self.own = own
         self.accepted: dict[str, Given] = {}
+        self.staged: dict[str, Given] = {}
         self.refused: dict[str, str] = {}
         self.warnings: dict[str, tuple[str, ...]] = {}
         self.problem = ""
@@ -94,10 +98,10 @@ class Compiler:
                 self._changes = 0
             except PolicyError as error:
                 self.problem = f"nothing new is enforced, the last snapshot stays: {error}"
-        return Outcome(self.snapshot, dict(self.accepted), dict(self.refused), self._warnings(), self.problem)
-
-    def _warnings(self) -> dict[str, tuple[str, ...]]:
-        return {key: lines for key, lines in self.warnings.items() if lines}
+        warnings = {key: lines for key, lines in self.warnings.items() if lines}
+        return Outcome(
+            self.snapshot, dict(self.accepted), dict(self.staged), dict(self.refused), warnings, self.problem
+        )
 
     def _take_objects(self, now: Mapping[str, Given]) -> None:
         for key in self._seen.keys() - now.keys():
@@ -107,8 +111,9 @@ class Compiler:
             if given is before:
                 continue
             if before is not None and before.value == given.value:
-                if key in self.accepted and key not in self.refused:
-                    self.accepted[key] = given  # it stands elsewhere in its file
+                for known in (self.accepted, self.staged):
+                    if key in known and key not in self.refused:
+                        known[key] = given  # it stands elsewhere in its file
                 self._seen[key] = given
                 continue
             self._set(key, given)
@@ -119,19 +124,30 @@ class Compiler:
         self.refused.pop(key, None)
         if given is None:
             self._seen.pop(key, None)
-            self.warnings.pop(key, None)
-            if self.accepted.pop(key, None) is not None:
-                self._enter(key, None)
+            self._leave(key)
+            self.staged.pop(key, None)
             return
         self._seen[key] = given
         try:
-            self.warnings[key] = self._enter(key, given.value)
-            self.accepted[key] = given
+            if objects.is_staged(given.value) and not objects.is_around(key):
+                parse_object(given.value)
+                self._leave(key)
+                self.staged[key] = given
+            else:
+                self.warnings[key] = self._enter(key, given.value)
+                self.accepted[key] = given
+                self.staged.pop(key, None)
         except PolicyError as error:
             self.refused[key] = str(error)
             old = self._remembered.get(key)
-            if key not in self.accepted and old is not None:
+            if key not in self.accepted and key not in self.staged and old is not None:
                 self._set_remembered(key, old)
+
+    def _leave(self, key: str) -> None:
+        """What was in force under this key is so no more."""
+        self.warnings.pop(key, None)
+        if self.accepted.pop(key, None) is not None:
+            self._enter(key, None)
 
     def _set_remembered(self, key: str, old: Given) -> None:
         try:
@@ -213,6 +229,17 @@ class Compiler:
     def node_at(self, address: str) -> str:
         """The name of the node that has this address, empty when none has."""
         return next((n.name for n in self._told_nodes.values() if address in map(str, n.addresses)), "")
+
+    def with_changes(self, changes: Mapping[str, Given]) -> Compiler:
+        """Another compiler with what is in force and `changes` on top, compiled. Raises PolicyError."""
+        assert self._world is not None
+        other = Compiler(self.own)
+        outcome = other.compile(replace(self._world, objects={**self.accepted, **changes}))
+        if outcome.problem:
+            raise PolicyError("policies", outcome.problem)
+        for key, reason in outcome.refused.items():
+            raise PolicyError(objects.title(key), reason)
+        return other
 
     def judge_for(self, keys: frozenset[PodKey]) -> PolicySnapshot:
         """A snapshot of what is in force in which the rules of these pods are compiled, wherever they live."""

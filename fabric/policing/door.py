@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fabric.daemon.node import Node
     from fabric.policing.keeper import PolicyKeeper
 
-METHODS = ("policy.list", "policy.explain", "policy.hits", "policy.apply", "policy.delete")
+METHODS = ("policy.list", "policy.explain", "policy.diff", "policy.hits", "policy.apply", "policy.delete")
 ADD_SECONDS = 1.0
 """How long an ADD waits until the new pod's policy is in force; the pod is closed until then."""
 

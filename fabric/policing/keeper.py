@@ -17,6 +17,7 @@ from typing import Protocol, TypeVar
 
 from fabric.daemon.saver import Saver
 from fabric.errors import DataplaneError
+from fabric.model import Network
 from fabric.policing import last_good, objects
 from fabric.policing.compiler import Compiler, Outcome
 from fabric.policing.documents import Given
@@ -39,6 +40,9 @@ class PolicyDataplane(Protocol):
     def set_policy(self, snapshot: PolicySnapshot | None) -> None:
         """Judge by `snapshot` from now on; None: nothing is known, pods stay closed. Raises DataplaneError."""
 
+    def flows(self, cursor: int, limit: int) -> tuple[list[dict[str, object]], int | None]:
+        """A page of the tracked connections, and where the next one begins, None at the end. Raises DataplaneError."""
+
     def rule_hits(self) -> Mapping[str, int]:
         """How many flows each rule has decided, by the rule's description."""
 
@@ -48,7 +52,7 @@ class PolicyKeeper:
     that `world` depends on has changed.
 
     `world` makes the inputs of the given objects and what else is known now; `state_dir` is where the last good
-    objects are.
+    objects are. `services` are the networks of Service addresses.
     """
 
     def __init__(
@@ -58,8 +62,10 @@ class PolicyKeeper:
         world: Callable[[Mapping[str, Given]], World],
         dataplane: Callable[[], PolicyDataplane],
         state_dir: Path,
+        services: Sequence[Network] = (),
     ) -> None:
         self.sources = sources
+        self.services = services
         self.latency = Histogram()
         self.compilations = 0
         self.compile_seconds = 0.0

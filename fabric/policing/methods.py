@@ -8,12 +8,16 @@ from typing import Any
 
 from fabric.errors import FabricError
 from fabric.policing import answers, objects
+from fabric.policing import diff as difference
 from fabric.policing.keeper import PolicyKeeper
 from fabric.policing.source import PolicySource
 from fabric.policy import PolicyError
 from fabric.policy.parse import parse_object
 
 APPLY_SECONDS = 3.0
+FLOWS_PAGE = 1000
+MOST_FLOWS = 200_000
+"""Connections that `policy.diff` looks at."""
 
 
 def status(keeper: PolicyKeeper) -> dict[str, Any]:
@@ -47,6 +51,26 @@ async def explain(keeper: PolicyKeeper, params: Mapping[str, Any]) -> dict[str, 
     if not keeper.number:
         raise FabricError("no policy is in force yet, pods are closed: see fabricctl policy list")
     return await keeper.ask(lambda compiler: answers.explanation(compiler, source, target, port))
+
+
+async def diff(keeper: PolicyKeeper, params: Mapping[str, Any]) -> dict[str, Any]:
+    """`objects`: a list; without it the staged policies: which live flows of this node they would cut."""
+    values = params.get("objects")
+    if values is None:
+        values = [given.value for given in keeper.outcome.staged.values()]
+    if not isinstance(values, list) or not values:
+        raise FabricError("policy.diff: there is nothing to compare: give objects, or have staged policies")
+    flows: list[dict[str, object]] = []
+    cursor: int | None = 0
+    while cursor is not None and len(flows) < MOST_FLOWS:
+        page, cursor = keeper.dataplane().flows(cursor, FLOWS_PAGE)
+        flows += page
+        await asyncio.sleep(0)
+    try:
+        changes = difference.changes_of(values)
+        return await keeper.ask(lambda compiler: difference.difference(compiler, changes, flows, keeper.services))
+    except PolicyError as error:
+        raise FabricError(f"refused: {error}") from None
 
 
 def hits(keeper: PolicyKeeper, params: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -123,6 +147,7 @@ def _text(params: Mapping[str, Any], name: str, method: str) -> str:
 METHODS = {
     "policy.list": listing,
     "policy.explain": explain,
+    "policy.diff": diff,
     "policy.hits": hits,
     "policy.apply": apply,
     "policy.delete": delete,

@@ -18,6 +18,7 @@ from fabric.policy.rules import LAST_PORT
 IN_NAMESPACE = ("NetworkPolicy", "NetworkSet", "Pod")
 AROUND = ("Pod", "Namespace", "Node")
 DEFAULT_NAMESPACE = "default"
+STAGED = "podfabric.io/staged"
 
 
 def normal(value: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
@@ -41,6 +42,13 @@ def title(key: str) -> str:
     """`NetworkPolicy default/web`, as explanations name it, from a key."""
     kind, namespace, name = key.rsplit("/", 3)[1:]
     return f"{kind} {namespace}/{name}" if namespace else f"{kind} {name}"
+
+
+def is_staged(value: Mapping[str, Any]) -> bool:
+    """Whether a policy is only to be looked at, not enforced: annotation `podfabric.io/staged: "true"`."""
+    metadata = value.get("metadata")
+    annotations = metadata.get("annotations") if isinstance(metadata, Mapping) else None
+    return isinstance(annotations, Mapping) and annotations.get(STAGED) == "true"
 
 
 def is_around(key: str) -> bool:

@@ -41,7 +41,7 @@ def make_keeper(node: Node) -> PolicyKeeper:
     def dataplane() -> PolicyDataplane:
         return cast(PolicyDataplane, node.forwarding.dataplane)
 
-    return PolicyKeeper(make_sources(node), name, world, dataplane, Path(options.state_dir))
+    return PolicyKeeper(make_sources(node), name, world, dataplane, Path(options.state_dir), options.policy.services)
 
 
 def make_sources(node: Node) -> list[PolicySource]:

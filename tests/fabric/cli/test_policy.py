@@ -158,6 +158,20 @@ def test_delete(daemon: Daemon) -> None:
     ]
 
 
+def test_diff(daemon: Daemon, tmp_path: Path) -> None:
+    cut = {"protocol": "TCP", "source": "198.51.100.7", "source_pod": "", "destination": "10.244.1.5",
+           "destination_pod": "shop/web", "port": 80, "state": "established", "rule": RULE}  # fmt: skip
+    daemon.answers["policy.diff"] = {"flows": 9, "cut": 1, "changes": ["NetworkPolicy shop/all"], "shown": [cut]}
+    (tmp_path / "a.yaml").write_text("kind: A\n")
+    result = daemon.run("diff", "-f", str(tmp_path / "a.yaml"))
+    assert result.exit_code == 3
+    for word in ("10.244.1.5 (shop/web)", "established", RULE, "NetworkPolicy shop/all would cut 1 of 9 live flows"):
+        assert word in result.stdout
+    daemon.answers["policy.diff"] |= {"cut": 0, "shown": []}
+    assert daemon.run("diff", "--json").exit_code == 0
+    assert [item["params"] for item in daemon.asked] == [{"objects": [{"kind": "A"}]}, {}]
+
+
 def test_hits(daemon: Daemon) -> None:
     daemon.answers["policy.hits"] = [{"rule": RULE, "hits": 12345, "place": "web.yaml:7"}]
     assert all(word in daemon.run("hits").stdout for word in (RULE, "web.yaml:7", "12,345"))

@@ -21,6 +21,7 @@ class Recorder:
         self.snapshots: list[PolicySnapshot | None] = []
         self.fail: str = ""
         self.hits: dict[str, int] = {}
+        self.live: list[dict[str, object]] = []
 
     @property
     def last(self) -> PolicySnapshot:
@@ -32,6 +33,10 @@ class Recorder:
         if self.fail:
             raise DataplaneError(self.fail)
         self.snapshots.append(snapshot)
+
+    def flows(self, cursor: int, limit: int) -> tuple[list[dict[str, object]], int | None]:
+        after = cursor + limit
+        return self.live[cursor:after], after if after < len(self.live) else None
 
     def rule_hits(self) -> Mapping[str, int]:
         return self.hits

@@ -20,6 +20,7 @@ from fabric.store.memory import MemoryStore
 from tests.fabric.clock import Clock, eventually
 from tests.fabric.fakes import Bench
 from tests.fabric.policing.recorder import RecordingDataplane, network_policy, pod
+from tests.fabric.policing.test_diff import flow, staged
 
 
 class PolicyBench:
@@ -165,6 +166,21 @@ def test_apply_list_explain_hits_delete(bench: PolicyBench) -> None:
         assert done["in_force"]
         assert (await bench.ask("policy.list"))["objects"] == []
         assert list(bench.policies.iterdir()) == []
+
+    bench.run(body)
+
+
+def test_diff_looks_at_all_pages_of_the_flow_table(bench: PolicyBench) -> None:
+    async def body(node: Node) -> None:
+        await bench.ask("port.add", **port("p1", "10.244.1.5", "web"))
+        bench.dataplane.live = [flow(f"198.51.100.{i % 250}", "10.244.1.5", dport=i) for i in range(2_500)]
+        found = await bench.ask("policy.diff", objects=[network_policy("all")])
+        assert (found["flows"], found["cut"], len(found["shown"])) == (2_500, 2_500, 500)
+        with pytest.raises(DaemonRefusedError, match="nothing to compare"):
+            await bench.ask("policy.diff")
+        await bench.ask("policy.apply", object=staged(network_policy("all")))
+        assert (await bench.ask("policy.diff"))["cut"] == 2_500
+        assert bench.dataplane.last.allowed("198.51.100.1", "10.244.1.5", "TCP", 80)
 
     bench.run(body)
 
