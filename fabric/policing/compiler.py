@@ -180,7 +180,7 @@ class Compiler:
             self._exchange(self._told_nodes, nodes, self._cluster.set_node, self._cluster.delete_node)
         keys: set[PodKey] = around.pods_changed
         if before is None or (before.own, before.endpoints) != (world.own, world.endpoints):
-            self._endpoints = Endpoints(world.own, world.endpoints)
+            self._endpoints = Endpoints(world.own, world.endpoints, world.strict)
             keys = {*self._told_pods, *around.pods, *self._endpoints.keys()}
         for key in keys:
             self._take_pod(key, self._endpoints.merged(key, around.pods.get(key)))

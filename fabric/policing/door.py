@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from fabric.daemon.node import Node
     from fabric.policing.keeper import PolicyKeeper
 
+log = logging.getLogger("fabric.policy")
 METHODS = ("policy.list", "policy.explain", "policy.diff", "policy.hits", "policy.apply", "policy.delete")
 ADD_SECONDS = 1.0
 """How long an ADD waits until the new pod's policy is in force; the pod is closed until then."""
@@ -64,13 +66,15 @@ def _method(node: Node, name: str) -> Method:
     return answer
 
 
-def in_force(node: Node, result: Any) -> Any:
-    """`result`, when the policy of a pod that has just come is in force, at the latest after ADD_SECONDS."""
-    keeper = node.policy
+def in_force(node: Node, params: Mapping[str, Any], result: Any) -> Any:
+    """`result`, when the policy of the endpoint that has just come is in force, at the latest after ADD_SECONDS."""
+    keeper, name = node.policy, params.get("name")
 
     async def later() -> Any:
         assert keeper is not None
-        await keeper.settled(ADD_SECONDS)
+        addresses = [address for item in node.pods.records() if item.name == name for address in item.addresses]
+        if not await keeper.knows(addresses, ADD_SECONDS):
+            log.warning("policy: %s stays closed for now: its pod's policy is not known yet", name)
         return result
 
     return result if keeper is None else later()

@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar
 
 from fabric.daemon.saver import Saver
 from fabric.errors import DataplaneError
-from fabric.model import Network
+from fabric.model import Address, Network
 from fabric.policing import last_good, objects
 from fabric.policing.compiler import Compiler, Outcome
 from fabric.policing.documents import Given
@@ -31,7 +31,10 @@ log = logging.getLogger("fabric.policy")
 BURST_SECONDS = 0.003
 MOST_PAUSE_SECONDS = 0.25
 RETRY_SECONDS = 1.0
-SAVE_SECONDS = 2.0
+SAVE_SECONDS = 1.0
+SAVE_MANY_SECONDS = 30.0
+MANY_OBJECTS = 2_000
+"""From here on the memory on disk is megabytes, and in a large cluster there is always something new."""
 
 
 class PolicyDataplane(Protocol):
@@ -75,7 +78,7 @@ class PolicyKeeper:
         earlier = {key: given for source in sources for key, given in self._remembered.get(source.title, {}).items()}
         self.outcome = Outcome()
         self._compiler = Compiler(own, earlier)
-        self._saver = Saver(state_dir, self._render, last_good.save, SAVE_SECONDS)
+        self._saver = Saver(state_dir, self._render, last_good.save, in_thread=True)
         self._compiling = asyncio.Lock()
         self._wake = asyncio.Event()
         self._since: float | None = None  # the first change that is not compiled
@@ -84,6 +87,7 @@ class PolicyKeeper:
         self._turned = asyncio.Event()
         self._unset = False  # the data path has not taken the last snapshot
         self._problem = ""
+        self._known: dict[str, Mapping[str, Given]] = {}
         self._said: set[str] = set()
         self._pause = BURST_SECONDS
         for source in sources:
@@ -146,6 +150,18 @@ class PolicyKeeper:
         """Where the snapshots go."""
         return self._dataplane()
 
+    async def knows(self, addresses: Sequence[Address], seconds: float) -> bool:
+        """Wait until the policy of pods with these addresses is in force, `seconds` at most; whether it is."""
+        try:
+            async with asyncio.timeout(seconds):
+                if not await self.settled(seconds):
+                    return False
+                while not all(self.outcome.snapshot.knows(address) for address in addresses):  # type: ignore[union-attr]
+                    await self._turned.wait()
+        except TimeoutError:
+            return False
+        return True
+
     async def close(self) -> None:
         """Save what is in force. Idempotent."""
         if self.outcome.snapshot is not None:
@@ -192,7 +208,8 @@ class PolicyKeeper:
             self._hand_over()
             if since is not None and not self._unset:
                 self.latency.add(monotonic() - since)
-            self._saver.soon()
+            small = len(self.outcome.accepted) < MANY_OBJECTS
+            self._saver.soon(SAVE_SECONDS if small else SAVE_MANY_SECONDS)
         self._say()
         self._done = wanted
         self._turned.set()
@@ -200,6 +217,7 @@ class PolicyKeeper:
 
     async def _compile(self) -> None:
         started, before = monotonic(), self.outcome
+        self._known = {source.title: source.content.objects for source in self.sources if source.content is not None}
         world = self._world(self.seen())
         try:
             async with self._compiling:
@@ -247,9 +265,8 @@ class PolicyKeeper:
         self._said = set(lines)
 
     def _render(self) -> bytes:
+        """In a thread: everything that is looked at is never changed."""
         accepted = self.outcome.accepted
-        found = {}
-        for source in self.sources:
-            known = source.content.objects if source.content is not None else {}
-            found[source.title] = {key: accepted[key] for key in known if key in accepted}
-        return last_good.render(found)
+        return last_good.render(
+            {title: {key: accepted[key] for key in known if key in accepted} for title, known in self._known.items()}
+        )

@@ -36,6 +36,7 @@ def make_keeper(node: Node) -> PolicyKeeper:
             objects,
             tuple(node.pods.records()),
             tuple(node.cluster.leases()),
+            strict="kubernetes" in node.policy_sources,
         )
 
     def dataplane() -> PolicyDataplane:

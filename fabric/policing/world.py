@@ -3,7 +3,7 @@
 A pod on this node has the addresses of its endpoint record, whatever an API says: the record is what is connected. Its
 labels and named ports are those of its Pod object where there is one, else the runtime's. An endpoint without a pod's
 name (a port made by hand) is the pod of the port's name in namespace `default`. No other pod can have the address of an
-endpoint.
+endpoint. Where an API has all pods, one that it does not have (yet) is none, and its endpoint stays closed.
 
 A node has the addresses that its lease and its Node object say: public ones, and of each subnet the address itself
 (the node port's) and the first host's (a bridge's). A lease without a node's name belongs to the Node object with one
@@ -34,12 +34,15 @@ class OwnNode:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """The inputs of one compilation. `objects` by key (`objects.normal`)."""
+    """The inputs of one compilation. `objects` by key (`objects.normal`). With `strict` a pod of which only an endpoint
+    is known does not exist yet: an API has its object, with the labels that decide about it.
+    """
 
     own: OwnNode
     objects: Mapping[str, Given] = field(default_factory=dict)
     endpoints: tuple[Endpoint, ...] = ()
     leases: tuple[Lease, ...] = ()
+    strict: bool = False
 
 
 def lease_addresses(lease: Lease) -> tuple[Address, ...]:
@@ -74,8 +77,9 @@ def _add(found: dict[str, Node], name: str, addresses: tuple[Address, ...]) -> N
 class Endpoints:
     """The endpoints of this node by pod, to merge pods one by one."""
 
-    def __init__(self, own: OwnNode, endpoints: Iterable[Endpoint]) -> None:
+    def __init__(self, own: OwnNode, endpoints: Iterable[Endpoint], strict: bool = False) -> None:
         self._own = own.name
+        self._strict = strict
         self._by_pod: dict[PodKey, list[Endpoint]] = {}
         for endpoint in endpoints:
             self._by_pod.setdefault(endpoint_pod(endpoint), []).append(endpoint)
@@ -92,6 +96,8 @@ class Endpoints:
             if pod is None or pod.host_network or self._taken.isdisjoint(pod.addresses):
                 return pod
             return replace(pod, addresses=tuple(a for a in pod.addresses if a not in self._taken))
+        if pod is None and self._strict and here[0].pod_name:
+            return None
         known = pod or Pod(*key, labels=dict(here[0].labels))
         addresses = tuple(address for endpoint in here for address in endpoint.addresses)
         return replace(known, addresses=addresses, node=self._own, host_network=False)

@@ -28,11 +28,12 @@ class Kept:
 
     def __init__(self, directory: Path) -> None:
         self.source, self.recorder = FedSource(), Recorder()
+        self.strict = False
         self.endpoints = [endpoint("p1", "10.244.1.5", "web", "shop")]
         self.keeper = PolicyKeeper([self.source], "n1", self.world, lambda: self.recorder, directory)
 
     def world(self, objects: Mapping[str, Given]) -> World:
-        return World(OWN, objects, tuple(self.endpoints))
+        return World(OWN, objects, tuple(self.endpoints), strict=self.strict)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -106,6 +107,21 @@ def test_a_new_endpoint_is_known_once_settled(tmp_path: Path) -> None:
             kept.keeper.changed()
             assert await kept.keeper.settled(5)
             assert kept.recorder.last.knows("10.244.1.9")
+
+    run(tmp_path, body)
+
+
+def test_an_add_waits_for_the_pods_object_where_an_api_has_it(tmp_path: Path) -> None:
+    async def body(kept: Kept) -> None:
+        kept.strict = True
+        kept.source.feed(DB, network_policy("all"))
+        async with kept.running():
+            web = kept.endpoints[0].addresses
+            assert not kept.recorder.last.knows("10.244.1.5")
+            assert not await kept.keeper.knows(web, 0.05)
+            asyncio.get_running_loop().call_later(0.05, kept.source.feed, WEB, DB, network_policy("all"))
+            assert await kept.keeper.knows(web, 5)
+            assert not kept.recorder.last.allowed(*FLOW)
 
     run(tmp_path, body)
 

@@ -9,7 +9,7 @@ import pytest
 
 from fabric.model import Endpoint, Lease
 from fabric.policing import objects
-from fabric.policing.world import OwnNode, merged_nodes, merged_pods
+from fabric.policing.world import Endpoints, OwnNode, merged_nodes, merged_pods
 from fabric.policy import Node, Pod, PolicyError
 from tests.fabric.policing.recorder import network_policy, pod
 
@@ -95,6 +95,13 @@ def test_an_endpoint_without_an_object_has_the_runtimes_labels_and_one_without_a
     found = merged_pods(OWN, {}, [endpoint("p1", "10.244.1.5", "web", "", app="web"), endpoint("p2", "10.244.1.6")])
     assert found["default", "web"].labels == {"app": "web"}
     assert found["default", "p2"].addresses == (ip_address("10.244.1.6"),)
+
+
+def test_where_an_api_has_all_pods_one_that_it_does_not_have_is_none() -> None:
+    found = Endpoints(OWN, [endpoint("p1", "10.244.1.5", "web", "shop"), endpoint("p2", "10.244.1.6")], strict=True)
+    assert found.merged(("shop", "web"), None) is None
+    assert found.merged(("shop", "web"), Pod("shop", "web")) is not None
+    assert found.merged(("default", "p2"), None) is not None  # made by hand: nobody will write an object for it
 
 
 def test_nodes_are_known_by_lease_and_object() -> None:
