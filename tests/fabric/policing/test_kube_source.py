@@ -14,6 +14,8 @@ import pytest
 import yaml
 
 from fabric import flags
+from fabric.control_client import DaemonRefusedError
+from fabric.daemon.node import Node
 from fabric.daemon.sources import make_source
 from fabric.policing import door, kube_source, last_good, objects
 from fabric.policing.documents import Given
@@ -26,6 +28,7 @@ from tests.apiserver.fixtures import MakeServer
 from tests.apiserver.process import ApiServer, node
 from tests.fabric.clock import eventually
 from tests.fabric.policing.recorder import network_policy, pod
+from tests.fabric.policing.test_node import PolicyBench, port
 
 RBAC = Path(__file__).parents[3] / "docs" / "kubernetes" / "rbac.yaml"
 TIMING = Timing(pause=(0.05, 0.2), settle=0.1)
@@ -236,3 +239,31 @@ def test_auto_is_on_where_the_role_may_read_and_stays_on_where_it_was(
         assert await wanted(theirs) == ("kubernetes",)  # policies were in force before the role was changed
 
     run(body)
+
+
+def test_a_daemon_enforces_the_clusters_policies(api: ApiServer, tmp_path: Path) -> None:
+    fill(api)
+    conf = tmp_path / "net-conf.json"
+    conf.write_text('{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}')
+    bench = PolicyBench(tmp_path, "--policy-dir=", "--kube-subnet-mgr", f"--kube-api-url={api.url}",
+                        "--kube-policy=auto", f"--net-config-path={conf}")  # fmt: skip
+    bench.bench.parts = replace(bench.bench.parts, source=make_source(bench.bench.options))
+    flow = ("10.244.1.1", "198.51.100.1")
+
+    async def body(node: Node) -> None:
+        assert bench.dataplane.settings.policy_required
+        assert (await bench.ask("status"))["policy"]["objects"] == 2
+        # Its object is there before its ADD, as a scheduler has it; the address of the object is not what counts.
+        await asyncio.to_thread(api.create, pod("db", "10.244.1.99"), path="/api/v1/namespaces/shop/pods")
+        await bench.ask("port.add", **port("p1", "10.244.1.6", "db"))
+        assert bench.dataplane.last.knows("10.244.1.6")
+        assert not bench.dataplane.last.knows("10.244.1.99")
+        assert bench.dataplane.last.allowed(flow[0], "10.244.1.6", "TCP", 80)  # the node itself, its lease's bridge
+        assert not bench.dataplane.last.allowed(flow[1], "10.244.1.6", "TCP", 80)
+        await asyncio.to_thread(api.ask, "DELETE", f"{NETWORKING}/all")
+        await eventually(lambda: bench.dataplane.last.allowed(flow[1], "10.244.1.6", "TCP", 80))
+        with pytest.raises(DaemonRefusedError, match="use kubectl"):
+            await bench.ask("policy.apply", object=network_policy("x"))
+
+    bench.run(body)
+    assert any("clusternetworkpolicies?watch=1" in line for line in api.requests())
