@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -170,3 +174,53 @@ def test_a_restart_without_the_directory_keeps_the_policies(policed: PolicyLab) 
 def _remembered(lab: Lab, node: str) -> str:
     files = list((lab.run_dir / node).rglob("policy.json"))
     return files[0].read_text() if files else ""
+
+
+def test_nothing_forbidden_arrives_through_changes_restarts_and_adds(policed: PolicyLab) -> None:
+    """A datagram every millisecond to a pod that is closed for it (R14)."""
+    policed.write("web.yaml", policy("web", "node2-pod2"))
+    wait_for(lambda: "default/web" in _remembered(policed.lab, "node2"), "saved")
+    web, text = policed.lab.pod(WEB), yaml.safe_dump(policy("web", "node2-pod2"))
+    with inside.open_udp(web.netns, "0.0.0.0", 7100) as receiver, probing(policed, "node1-pod1", WEB, 7100) as sent:
+        receiver.settimeout(0.0)
+        for position in range(5):
+            before = policed.snapshot("node2")
+            (policed.policies / "web.yaml").rename(policed.policies / "web.yaml~")  # as an editor does
+            with (policed.policies / "web.yaml").open("w") as file:
+                file.write(text[: len(text) // 2])
+                file.flush()
+                (policed.policies / "other.yaml").write_text(yaml.safe_dump(policy(f"other{position}", "node2-pod2")))
+                wait_for(lambda seen=before: policed.snapshot("node2") > seen, "compiled")  # type: ignore[misc]
+                file.write(text[len(text) // 2 :])
+        policed.lab.unplug(WEB)
+        policed.lab.plug(WEB)
+        policed.lab.restart_daemon("node2")
+        policed.lab.restart_daemon("node2", how=signal.SIGKILL)
+        assert len(sent) > 500
+        with pytest.raises(BlockingIOError):
+            receiver.recv(100)
+    assert policed.passes("node2-pod2", WEB)
+    (policed.policies / "other.yaml").unlink()
+    policed.remove("web.yaml")
+
+
+@contextmanager
+def probing(policed: PolicyLab, source: str, target: str, port: int) -> Iterator[list[float]]:
+    """Send a datagram every millisecond, each of a new flow, until the block ends; when each was sent."""
+    sent: list[float] = []
+    ended = threading.Event()
+
+    def run() -> None:
+        while not ended.wait(0.001):
+            with inside.open_socket(policed.lab.pod(source).netns, socket.AF_INET, socket.SOCK_DGRAM) as sender:
+                with suppress(OSError):
+                    sender.sendto(b"forbidden", (policed.ip(target), port))
+                sent.append(monotonic())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield sent
+    finally:
+        ended.set()
+        thread.join()
