@@ -53,6 +53,7 @@ def status(result: Mapping[str, Any]) -> Table:
         "store": f"{store['kind']}, {store['url']}: "
         + ("available" if store["available"] else f"unavailable: {store['reason']}"),
         "firewall": _firewall(result["firewall"]),
+        "policy": _policy(result["policy"]),
         "health": ("ready" if result["health"]["ready"] else "not ready")
         + (f", asked at {result['health']['endpoint']}" if result["health"]["endpoint"] else ""),
     }
@@ -60,7 +61,7 @@ def status(result: Mapping[str, Any]) -> Table:
         rows[f"data path {name}".replace("_", " ")] = _words(value)
     for name, value in rows.items():
         table.add_row(name, _text(str(value)))
-    for name in ("health", "kernel", "firewall"):
+    for name in ("health", "kernel", "firewall", "policy"):
         for problem in result[name]["problems"]:
             table.add_row(f"{name} problem", _text(problem), style="red")
     return table
@@ -69,6 +70,15 @@ def status(result: Mapping[str, Any]) -> Table:
 def _firewall(firewall: Mapping[str, Any]) -> str:
     wanted = (("masquerade", "masquerading"), ("forward_rules", "forwarding"))
     return " and ".join(text for name, text in wanted if firewall[name]) or "no rules wanted"
+
+
+def _policy(policy: Mapping[str, Any]) -> str:
+    if not policy["sources"]:
+        return "off"
+    sources = ", ".join(policy["sources"])
+    if not policy["snapshot"]:
+        return f"{sources}: not known yet, pods are closed"
+    return f"{policy['objects']} objects of {sources}, snapshot {policy['snapshot']}"
 
 
 def leases(result: Sequence[Mapping[str, Any]]) -> Table:
@@ -135,6 +145,53 @@ def pods(result: Sequence[Mapping[str, Any]]) -> Table:
             style="red" if item["problem"] else None,
         )
     return table
+
+
+def print_policies(result: Mapping[str, Any], console: Console | None = None) -> None:
+    """One row per policy object, then what is wrong."""
+    console = console or Console()
+    table = _table("KIND", "NAMESPACE", "NAME", "WHERE", "STATE")
+    for item in result["objects"]:
+        bad = item["state"] not in ("in force", "staged")
+        table.add_row(
+            item["kind"], _text(item["namespace"] or "-"), _text(item["name"]), _text(item["place"] or "-"),
+            item["state"], style="red" if bad else None,
+        )  # fmt: skip
+    console.print(table)
+    sources = ", ".join(result["sources"])
+    snapshot = f"snapshot {result['snapshot']}" if result["snapshot"] else "no snapshot yet: pods are closed"
+    console.print(_text(f"{sources}: {snapshot}"))
+    for problem in result["problems"]:
+        console.print(Text.assemble(("problem: ", "red"), _text(problem)))
+
+
+def print_cut_flows(result: Mapping[str, Any], console: Console | None = None) -> None:
+    """What is compared, then one row per flow that would be cut."""
+    console = console or Console()
+    if result["shown"]:
+        table = _table("PROTOCOL", "FROM", "TO", "PORT", "STATE", "CUT BY")
+        for flow in result["shown"]:
+            table.add_row(
+                flow["protocol"], _text(_named(flow["source"], flow["source_pod"])),
+                _text(_named(flow["destination"], flow["destination_pod"])),
+                "-" if flow["port"] is None else str(flow["port"]), flow["state"], _text(flow["rule"]),
+            )  # fmt: skip
+        console.print(table)
+    changes = ", ".join(result["changes"])
+    console.print(_text(f"{changes} would cut {result['cut']} of {result['flows']} live flows of this node"))
+
+
+def _named(address: str, pod: str) -> str:
+    return f"{address} ({pod})" if pod else address
+
+
+def print_hits(result: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
+    """One row per rule."""
+    table = _table("RULE", "WHERE")
+    table.add_column("FLOWS", justify="right")
+    for item in result:
+        table.add_row(_text(item["rule"]), _text(item["place"] or "-"), f"{item['hits']:,}")
+    (console or Console()).print(table)
 
 
 def counters(result: Mapping[str, int], every: bool) -> Table:

@@ -109,6 +109,11 @@ class Cluster:
         assert self._membership.lease is not None
         return self._membership.lease
 
+    @property
+    def store(self) -> Store:
+        """The store; there is one from `config` on."""
+        return self._opened()
+
     def leases(self) -> list[Lease]:
         """All leases that hold now, ours among them."""
         return self.table.current(self._clock())

@@ -38,10 +38,12 @@ from fabric.daemon.uplink import UplinkFollower
 from fabric.errors import StartError
 from fabric.flags import Options
 from fabric.model import DataplaneSettings, Lease
+from fabric.policing import door as policing
 
 if TYPE_CHECKING:
     from fabric.backend.extension import ExtensionBackend
     from fabric.daemon.health import HealthServer
+    from fabric.policing.keeper import PolicyKeeper
 
 log = logging.getLogger("fabric")
 
@@ -62,6 +64,8 @@ class Node:
             Path(options.state_dir), lambda: self.forwarding.dataplane, parts.identify, parts.clock
         )
         self.extension: ExtensionBackend | None = None
+        self.policy: PolicyKeeper | None = None
+        self.policy_sources: tuple[str, ...] = ()
         self._parts = parts
         self._conf: NetConf | None = None
         self._external: External | None = None
@@ -121,6 +125,7 @@ class Node:
         self._uplink = UplinkFollower(self._external, lambda: self._choose(stored), self._move)
         self.mtu = self._check_external(self.external)
         self._run_dir.acquire()
+        self.policy_sources = await policing.wanted(self)
         self._forwarding = self._make_forwarding()
         leftovers = flannel.find(self.conf, self._parts.flannel) if self.options.adopt else flannel.Leftovers()
         if not leftovers.in_the_way:
@@ -150,6 +155,8 @@ class Node:
             self._forwarding.close()
         if self._firewall is not None:
             self._firewall.close()
+        if self.policy is not None:
+            await self.policy.close()
         await self.cluster.close()
         if self._health is not None:
             await self._health.close()
@@ -223,6 +230,8 @@ class Node:
             txqueuelen=self.options.txqueuelen,
             flows=self.options.flow_table,
             interface=self.external.name,
+            services=self.options.policy.services,
+            policy_required=bool(self.policy_sources),
         )
 
     async def _start_firewall(self) -> None:
@@ -233,6 +242,7 @@ class Node:
 
     async def _forward(self) -> None:
         await self.pods.restore()  # before the first worker runs: no packet finds its pod missing
+        await self._start_policy()
         complete = await gone_pods.release(self.options, self.pods.gone, self.pods.rebooted, self._had_subnet_file)
         await self.forwarding.start(self.external, self._parts.reconciler, self.uplink.changed)
         self._lead_host_to_pods()
@@ -246,7 +256,7 @@ class Node:
         if self.options.adopt:
             await self.firewall.sweep(self._parts.flannel)
         self._write_subnet_file()
-        self.cluster.changed = self.forwarding.refresh
+        self.cluster.changed = self._leases_changed
         self.cluster.moved = self._lease_moved
         for name, run in self._tasks():
             self.supervisor.start(name, run)
@@ -270,6 +280,7 @@ class Node:
             ("uplink", self.uplink.run),
             ("threads", lambda: self.forwarding.check_threads(self.supervisor.give_up)),
             *([("extension", self.extension.run)] if self.extension is not None else []),
+            *(self.policy.tasks() if self.policy is not None else []),
         ]
 
     def calc_node(self) -> calc.Node:
@@ -289,15 +300,27 @@ class Node:
         log.warning("%s", report.moved_line(before, external, mtu))
         if external.public != before.public:
             self.cluster.republish(self.conf, external.public)
-        self.forwarding.refresh()
+        self._leases_changed()
         if mtu != before_mtu:
             self._rewrite_subnet_file()
+
+    async def _start_policy(self) -> None:
+        """Before the first worker runs, too: no packet of a pod passes that policy forbids."""
+        self.policy = policing.make_keeper(self)
+        if self.policy is not None:
+            self.pods.changed = self.policy.changed
+            await self.policy.first()
+
+    def _leases_changed(self) -> None:
+        self.forwarding.refresh()
+        if self.policy is not None:
+            self.policy.changed()
 
     def _lead_host_to_pods(self) -> None:
         lead_host_to(self.device, self.pods.ports())
 
     def _lease_moved(self, lease: Lease) -> None:
-        self.forwarding.refresh()
+        self._leases_changed()
         self.firewall.lease_moved(lease)
         self._rewrite_subnet_file()
 

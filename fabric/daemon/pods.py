@@ -61,6 +61,8 @@ class Pods:
         """Whether they are of before a reboot."""
         self._unsaved = ""
         self._some = asyncio.Event()
+        self.changed: Callable[[], None] = lambda: None
+        """Called when a record has come or gone."""
 
     # --- over a restart ---
 
@@ -200,6 +202,10 @@ class Pods:
             for name, known in sorted(self._known.items())
         ]
 
+    def records(self) -> list[Endpoint]:
+        """All endpoints, in the order in which they came."""
+        return [item.endpoint for item in self._known.values()]
+
     def ports(self) -> list[Endpoint]:
         """The endpoints whose packets pass the workers."""
         return [item.endpoint for name, item in self._known.items() if item.endpoint.is_port]
@@ -252,12 +258,14 @@ class Pods:
     def _remember(self, known: Known) -> None:
         self._known[known.endpoint.name] = known
         self._some.set()
+        self.changed()
 
     def _forget(self, name: str) -> None:
         self._known.pop(name, None)
         self._waiting.pop(name, None)
         if not self._known:
             self._some.clear()
+        self.changed()
 
     def _say_gone(self, endpoint: Endpoint, reason: str) -> None:
         self._lost += 1

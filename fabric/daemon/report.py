@@ -11,6 +11,7 @@ from fabric.daemon.control import Method
 from fabric.errors import DataplaneError, FabricError
 from fabric.leases import parse_mac
 from fabric.model import Address, KernelDevice, KernelRoute, Lease
+from fabric.policing import door as policing
 from fabric.store.base import Snapshot
 
 if TYPE_CHECKING:
@@ -28,13 +29,14 @@ def methods(node: Node) -> Mapping[str, Method]:
         "peers": lambda params, passed: peers(node),
         "routes": lambda params, passed: routes(node),
         "counters": lambda params, passed: counters(node),
-        "port.add": lambda params, passed: _ready(node).add_port(params, passed),
+        "port.add": lambda params, passed: policing.in_force(node, params, _ready(node).add_port(params, passed)),
         "port.delete": lambda params, passed: port_delete(node, params),
         "port.list": lambda params, passed: [item for item in node.pods.endpoints() if item["kind"] in ("tun", "tap")],
-        "endpoint.add": lambda params, passed: node.pods.add_endpoint(params),
+        "endpoint.add": lambda params, passed: policing.in_force(node, params, node.pods.add_endpoint(params)),
         "endpoint.delete": lambda params, passed: endpoint_delete(node, params),
         "endpoint.list": lambda params, passed: node.pods.endpoints(),
         "stop": lambda params, passed: stop(node),
+        **policing.methods(node),
     }
 
 
@@ -98,6 +100,7 @@ def status(node: Node) -> dict[str, Any]:
         },
         "kernel": {"problems": list(forwarding.keeper.problems()) if forwarding.keeper else []},
         "firewall": _firewall(node),
+        "policy": policing.status(node.policy),
         "tasks": node.supervisor.names(),
         "dataplane": forwarding.dataplane.status(),
     }

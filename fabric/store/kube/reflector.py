@@ -1,4 +1,5 @@
-"""List, then watch, for ever: keeps a `NodeTable` equal to the API's Nodes, by the rules of client-go's Reflector.
+"""List, then watch, for ever: keeps a table equal to the API's objects, by the rules of client-go's Reflector. The
+text speaks of Nodes; for policy the same is done with Pods and others (`objects`).
 
 A *session* is one connection. It makes sure of where we stand, and watches from there:
 
@@ -30,15 +31,15 @@ import contextlib
 import logging
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
+from typing import Any, Protocol
 
 from fabric.errors import NotConnectedError, StoreError
 from fabric.store.kube import nodes
-from fabric.store.kube.api import PAGE, Api, ApiUnavailableError, ExpiredError, Session
-from fabric.store.kube.nodes import Node
-from fabric.store.kube.table import NodeTable
+from fabric.store.kube.api import PAGE, Api, ApiUnavailableError, ExpiredError, Kind, NotFoundError, Session
+from fabric.store.kube.nodes import Event
 
 log = logging.getLogger("fabric.store.kube")
 MOST_PATIENT = 60.0
@@ -79,19 +80,37 @@ class Backoff:
         self._next = 0.0
 
 
+class Table(Protocol):
+    """What a reflector keeps current."""
+
+    def replace(self, found: Sequence[Any], bad: Sequence[tuple[str, str]]) -> bool:
+        """Take a complete list over; whether anything that matters is different now."""
+
+    def apply(self, event: Event[Any]) -> bool:
+        """Take one event over; whether anything that matters is different now."""
+
+    def complaints(self) -> list[str]:
+        """What is newly wrong, one line each."""
+
+
 class Reflector:
     """`run` for ever. `changed` is called after each change of the table, `away` with a reason when the API is gone
-    and with None when it is back; `epoch` counts how often versions ran backwards, `lists` complete lists."""
+    and with None when it is back; `epoch` counts how often versions ran backwards, `lists` complete lists. An
+    `optional` kind that the API does not have (404) is an empty list, and asked for again at the pauses' pace."""
 
     def __init__(
         self,
         api: Api,
-        table: NodeTable,
+        table: Table,
         changed: Callable[[], None],
         away: Callable[[str | None], None],
         timing: Timing | None = None,
+        kind: Kind | None = None,
+        optional: bool = False,
     ) -> None:
         self._api = api
+        self._kind = kind
+        self._optional = optional
         self._table = table
         self._changed = changed
         self._away = away
@@ -120,7 +139,11 @@ class Reflector:
                 self._failures += 1  # shown only if the next session fails, too
             except StoreError as error:
                 self._orderly = False
-                self._failed(str(error))
+                if self._optional and isinstance(error, NotFoundError):
+                    self._version = ""
+                    self._away(None)
+                else:
+                    self._failed(str(error))
                 wish = error.retry_after if isinstance(error, ApiUnavailableError) else 0.0
                 limit = self._timing.refused if isinstance(error, NotConnectedError) else math.inf
             await asyncio.sleep(self._backoff.pause(wish, limit))
@@ -128,7 +151,7 @@ class Reflector:
     async def _session(self) -> None:
         if self._version and monotonic() - self._seen > self._timing.stale:
             self._version = ""
-        async with self._api.session() as session:
+        async with self._api.session(self._kind) as session:
             if self._version and not self._orderly:
                 await self._check(session)
             if not self._version:
@@ -146,7 +169,7 @@ class Reflector:
         backwards = 0 < now < nodes.number(self._version)
         if backwards:
             log.warning("the API's resource versions ran backwards (%s after %s): restored from a backup? "
-                        "Listing the nodes anew", version, self._version)  # fmt: skip
+                        "Listing anew", version, self._version)  # fmt: skip
             self.epoch += 1
             self._version = ""
             self.revision = 0
@@ -154,12 +177,16 @@ class Reflector:
 
     async def _list(self, session: Session) -> None:
         """All nodes at one version; the table is replaced when the last page is there."""
-        found: list[Node] = []
+        found: list[Any] = []
         bad: list[tuple[str, str]] = []
         more, limit = "", PAGE
         while True:
             try:
                 page = await session.page(more, limit)
+            except NotFoundError:
+                if self._optional:
+                    self._listed([], [])
+                raise
             except ExpiredError:
                 if not more:
                     raise
@@ -170,8 +197,11 @@ class Reflector:
             more = page.more
             if not more:
                 break
-        self.lists += 1
         self._advance(page.version)
+        self._listed(found, bad)
+
+    def _listed(self, found: list[Any], bad: list[tuple[str, str]]) -> None:
+        self.lists += 1
         changed = self._table.replace(found, bad)
         self._report(changed or self.lists == 1)
 

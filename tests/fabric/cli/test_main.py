@@ -22,6 +22,7 @@ ANSWERS: dict[str, object] = {
         "health": {"ready": True, "endpoint": "0.0.0.0:8081", "problems": ["task lease is not running"]},
         "peers": {"used": 1, "quarantined": 1}, "kernel": {"problems": ["route 10.244.9.0/24: no"]},
         "firewall": {"masquerade": True, "forward_rules": True, "problems": ["firewall: nftables: no"]},
+        "policy": {"sources": ["directory /p"], "snapshot": 3, "objects": 7, "problems": ["web.yaml: cannot be read"]},
         "tasks": {"watch": True, "lease": False},
         "dataplane": {"offloads": {"udp-gso": True}, "ports": [{"name": "node"}]},
     },
@@ -94,7 +95,8 @@ def test_json_is_the_daemons_answer(run_dir: Path, command: str) -> None:
     [
         (("status",), ["vxlan, VNI 1, UDP port 8472", "sqlite, sqlite:///f.db: unavailable: is locked", "udp-gso on",
                        "1 quarantined", "masquerading and forwarding", "ready, asked at 0.0.0.0:8081",
-                       "task lease is not running", "route 10.244.9.0/24: no", "firewall: nftables: no"], []),
+                       "task lease is not running", "route 10.244.9.0/24: no", "firewall: nftables: no",
+                       "7 objects of directory /p, snapshot 3", "web.yaml: cannot be read"], []),
         (("leases",), ["* ", "10.244.1.0/24", "never", "n2", "in 1:01:01", "own"], []),
         (("peers",), ["10.244.2.0/24", "02:00:00:00:00:02", "direct route", "used", "[red]x", "malformed: [bold]no",
                       "quarantined: 192.0.2.3 is not on link"], ["\x1b"]),
