@@ -1,4 +1,4 @@
-"""The engine under test as the tables see it; the only file here that touches `fabric.policy`."""
+"""The engine under test as the tables of pods see it."""
 
 from __future__ import annotations
 
