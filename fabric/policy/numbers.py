@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
+from collections import deque
 
 from fabric.policy.rules import DIRECTIONS, Policy
+
+REMEMBERED = 1_000
+FORGOTTEN = "a rule that is not there any more"
 
 
 class Numbers:
@@ -13,23 +17,23 @@ class Numbers:
     def __init__(self) -> None:
         self.next = 0
         self.bases: list[int] = []
-        self.owners: dict[int, Policy | str] = {}
+        self.owners: dict[int, tuple[Policy | str, int]] = {}
         self.defaults: dict[tuple[str, int], int] = {}
-        self.old: list[int] = []
+        self.old: deque[int] = deque()
 
     def allot(self, owner: Policy | str, count: int) -> int:
         base = self.next
         self.next += max(count, 1)
         self.bases.append(base)
-        self.owners[base] = owner
+        self.owners[base] = owner, count
         return base
 
     def retire(self, base: int) -> None:
         self.old.append(base)
-        if len(self.old) > 1_000:
-            gone = self.old.pop(0)
+        if len(self.old) > REMEMBERED:
+            gone = self.old.popleft()
             del self.owners[gone]
-            self.bases.remove(gone)
+            del self.bases[bisect_left(self.bases, gone)]
 
     def default(self, tier: str, direction: int) -> int:
         """The number of the end of a tier, where what no rule matched is denied."""
@@ -40,10 +44,12 @@ class Numbers:
 
     def describe(self, number: int) -> str:
         at = bisect_right(self.bases, number) - 1
-        owner = self.owners[self.bases[at]] if at >= 0 else "unknown rule"
+        owner, count = self.owners[self.bases[at]] if at >= 0 else ("", 0)
+        offset = number - self.bases[at] if at >= 0 else 0
+        if offset >= count:
+            return FORGOTTEN
         if isinstance(owner, str):
             return owner
-        offset = number - self.bases[at]
         for rules in owner.rules:
             if rules is None:
                 continue
@@ -51,4 +57,4 @@ class Numbers:
                 rule = rules[offset]
                 return f"{owner.title} {rule.path}" + (f" ({rule.name})" if rule.name else "")
             offset -= len(rules)
-        return "unknown rule"
+        return FORGOTTEN
