@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections import deque
+from bisect import bisect_right
 
 from fabric.policy.rules import DIRECTIONS, Policy
-
-REMEMBERED = 1_000
-FORGOTTEN = "a rule that is not there any more"
 
 
 class Numbers:
@@ -17,23 +13,23 @@ class Numbers:
     def __init__(self) -> None:
         self.next = 0
         self.bases: list[int] = []
-        self.owners: dict[int, tuple[Policy | str, int]] = {}
+        self.owners: dict[int, Policy | str] = {}
         self.defaults: dict[tuple[str, int], int] = {}
-        self.old: deque[int] = deque()
+        self.old: list[int] = []
 
     def allot(self, owner: Policy | str, count: int) -> int:
         base = self.next
         self.next += max(count, 1)
         self.bases.append(base)
-        self.owners[base] = owner, count
+        self.owners[base] = owner
         return base
 
     def retire(self, base: int) -> None:
         self.old.append(base)
-        if len(self.old) > REMEMBERED:
-            gone = self.old.popleft()
+        if len(self.old) > 1_000:
+            gone = self.old.pop(0)
             del self.owners[gone]
-            del self.bases[bisect_left(self.bases, gone)]
+            self.bases.remove(gone)
 
     def default(self, tier: str, direction: int) -> int:
         """The number of the end of a tier, where what no rule matched is denied."""
@@ -44,12 +40,10 @@ class Numbers:
 
     def describe(self, number: int) -> str:
         at = bisect_right(self.bases, number) - 1
-        owner, count = self.owners[self.bases[at]] if at >= 0 else ("", 0)
+        owner = self.owners[self.bases[at]] if at >= 0 else "unknown rule"
         offset = number - self.bases[at] if at >= 0 else 0
-        if offset >= count:
-            return FORGOTTEN
         if isinstance(owner, str):
-            return owner
+            return owner if offset == 0 else "unknown rule"
         for rules in owner.rules:
             if rules is None:
                 continue
@@ -57,4 +51,4 @@ class Numbers:
                 rule = rules[offset]
                 return f"{owner.title} {rule.path}" + (f" ({rule.name})" if rule.name else "")
             offset -= len(rules)
-        return FORGOTTEN
+        return "unknown rule"
