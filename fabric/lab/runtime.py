@@ -124,7 +124,8 @@ def execute(command: str, node: Node, pod: Pod, conf: dict[str, Any]) -> Any:
 
 def environment(command: str, pod: Pod) -> dict[str, str]:
     """What the plugin finds in its environment; CNI_ARGS as kubelet's runtimes write them."""
-    names = {"IgnoreUnknown": "1", "K8S_POD_NAMESPACE": "default", "K8S_POD_NAME": pod.name}
+    namespace, _, name = (pod.identity or f"default/{pod.name}").partition("/")
+    names = {"IgnoreUnknown": "1", "K8S_POD_NAMESPACE": namespace, "K8S_POD_NAME": name}
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith("CNI_")},
         "CNI_COMMAND": command,

@@ -2,7 +2,8 @@
 
 Parser, decapsulation (with merge behind it) and egress run in compiled loops (`fabric.forward.probe`), which check
 after every case that what was fed is what was handed over plus what was dropped under one reason. `merge` and `split`
-drive `tests.tun.fuzz`; what the control side reads has modules of its own beside this one.
+drive `tests.tun.fuzz`; `policy` compares well-formed worlds with a naive twin; what the control side reads has modules
+of its own beside this one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 
 from encap.drops import DropReason
 from fabric.forward.probe import Probe, fuzz_parse
+from tests.fabric.policy.fuzz import compare_worlds
 from tests.fuzz import control_socket, documents, kubernetes
 from tests.fuzz.etcd import etcd_list, etcd_watch
 from tests.fuzz.seeds import OWN, PEER, inner_packets, make_snapshot, port_frames, vxlan_payloads
@@ -118,6 +120,11 @@ def split(seed: int, count: int) -> Counts:
     return {"pass": count}
 
 
+def policy(seed: int, count: int) -> Counts:
+    """Verdicts of compiled policies of random clusters against an evaluator that reads the objects themselves."""
+    return compare_worlds(seed * 10_000_000, count)
+
+
 # Target, cases at scale 1, reasons it must meet. The longest runs come first, so that both processes end together.
 TARGETS: dict[str, tuple[Callable[[int, int], Counts], int, set[str]]] = {
     "parser": (parser, 20_000_000, INNER),
@@ -138,6 +145,7 @@ TARGETS: dict[str, tuple[Callable[[int, int], Counts], int, set[str]]] = {
     "etcd-watch": (etcd_watch, 1_000_000, {"pass", "malformed", "nothing_new"}),
     "etcd-list": (etcd_list, 1_000_000, {"pass", "malformed"}),
     "lease-values": (documents.lease_values, 1_000_000, TEXT),
+    "policy": (policy, 1_000_000, {"pass", "denied"}),
     "kubernetes-nodes": (kubernetes.fuzz, 500_000, {"value", "node", "item", "page", "ignored", "pass"}),
     "net-conf": (documents.net_conf, 1_000_000, TEXT),
     "subnet-env": (documents.subnet_file, 1_000_000, TEXT),

@@ -43,8 +43,9 @@ class World:
     def pod(self, i: int) -> Pod:
         r = self.random
         ports = {name: (r.choice(PROTOCOLS), r.choice(PORTS)) for name in NAMES if r.random() < 0.6}
-        addresses = (IPv4Address("10.244.0.0") + i, IPv6Address("2001:db8::") + i)
-        return Pod(r.choice("xyz"), f"p{i}", self.labels(), addresses, r.choice(("n1", "n2")), ports=ports)
+        own = (IPv4Address("10.244.0.0") + i, IPv6Address("2001:db8::") + i)
+        node, host = r.choice(self.nodes), r.random() < 0.1
+        return Pod(r.choice("xyz"), f"p{i}", self.labels(), node.addresses if host else own, node.name, host, ports)
 
     def selector(self) -> dict[str, Any]:
         r = self.random
