@@ -50,10 +50,10 @@ class Memo:
     def __init__(self) -> None:
         self._node: Node | None = None
         self._facts: dict[int, _Facts] = {}
-        self._judged: list[_Facts] = []
+        self._judged: tuple[_Facts, ...] = ()
         self._claims: Claims | None = None
 
-    def facts(self, node: Node, leases: Iterable[Lease], on_link: OnLink) -> list[_Facts]:
+    def facts(self, node: Node, leases: Iterable[Lease], on_link: OnLink) -> tuple[_Facts, ...]:
         """The facts of each lease; what is not asked for again is forgotten."""
         if node != self._node:
             self._facts, self._claims = {}, None
@@ -65,9 +65,9 @@ class Memo:
                 held = _facts(node, lease, on_link)
             found.append(held)
         self._node, self._facts = node, {id(item.lease): item for item in found}
-        return found
+        return tuple(found)
 
-    def refusals(self, node: Node, facts: list[_Facts]) -> dict[int, str]:
+    def refusals(self, node: Node, facts: tuple[_Facts, ...]) -> dict[int, str]:
         """Why a lease does not get what it claims, by the identity of its facts; only where another one is why.
 
         `facts` are those that `facts` gave for this node.
