@@ -114,8 +114,8 @@ class Cluster:
         """The store; there is one from `config` on."""
         return self._opened()
 
-    def leases(self) -> list[Lease]:
-        """All leases that hold now, ours among them."""
+    def leases(self) -> tuple[Lease, ...]:
+        """All leases that hold now, ours among them, by key."""
         return self.table.current(self._clock())
 
     async def run_lease(self) -> None:

@@ -28,6 +28,7 @@ from fabric.forward.flows import FlowTable
 from fabric.forward.policies import Denied, Policies
 from fabric.forward.ports import WorkerPort
 from fabric.forward.snapshot import Snapshot
+from fabric.forward.tables import Tables
 from fabric.forward.tunnel_gso import TunnelTap, is_virtual, on_link, passes_tunnel_superframes
 from fabric.forward.underlay import Underlay
 from fabric.forward.worker import Worker
@@ -54,6 +55,7 @@ class Dataplane:
         self._threads: list[threading.Thread] = []
         self._state: ForwardingState | None = None
         self._generation = 0
+        self._tables = Tables()
         self._ports_version = 0
         self._offloads: dict[str, bool] = {}
         self._past: Counter[str] = Counter()  # counted by workers that were replaced
@@ -220,9 +222,11 @@ class Dataplane:
             return
         self._generation += 1
         try:
+            ports = self.settings.ports
             snapshot = Snapshot(
-                self._generation, self._state, self._ports, self._ports_version, self.settings.ports,
+                self._generation, self._state, self._ports, self._ports_version, ports,
                 self.settings.reserved_bits == "strict", self._flows, self._policies.enforcement(self._ports_version),
+                self._tables.compile(self._state, ports, self._ports),
             )
         except ValueError as error:
             raise DataplaneError(f"peers cannot be compiled, keeping the last ones: {error}") from None
