@@ -40,8 +40,8 @@ class Forwarding:
     any time.
 
     `node` describes this node as it is now, `clock` gives Unix time in seconds; `device_free` refuses a name that is
-    taken. `blackholes` are prefixes of our own to which nothing leads that has no route;
-    `extension_peers` is told of the extension backend's.
+    taken. `blackholes` are prefixes of our own to which nothing leads that has no route, `unreachables` those of which
+    senders are told so; `extension_peers` is told of the extension backend's.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class Forwarding:
         self.outcome: calc.Outcome | None = None
         self.keeper: KernelKeeper | None = None
         self.blackholes: Callable[[], frozenset[Network]] = frozenset
+        self.unreachables: Callable[[], frozenset[Network]] = frozenset
         self.extension_peers: Callable[[Sequence[ExtensionPeer]], None] = lambda peers: None
         self._settings = settings
         self._cluster = cluster
@@ -209,7 +210,7 @@ class Forwarding:
         if source is not state or used != networks:  # a change comes by here three times with the same state
             wanted = device_states(state, networks, self._settings.txqueuelen)
             self._translated = state, networks, wanted
-        self.keeper.want(wanted, self.blackholes())
+        self.keeper.want(wanted, self.blackholes(), self.unreachables())
 
     def _calculate(self) -> tuple[calc.Node, calc.Outcome]:
         """The outcome, and the node it is for: what the data path cannot do now changes what is wanted of it."""

@@ -171,15 +171,10 @@ def for_each(pods: Iterable[tuple[Node, Pod]], work: Callable[[Node, Pod], None]
 
 
 def add_all(nodes: Sequence[Node], run_dir: Path) -> None:
-    """Pods of all nodes. Raises LabError with the first that failed, and how many more did.
-
-    TUN pods come last: the host answers for them in a bridge that is there already.
-    """
-    for last in (False, True):
-        pods = [(node, pod) for node in nodes for pod in node.pods if (pod.kind == "tun") == last]
-        errors = for_each(pods, lambda node, pod: add(node, pod, run_dir))
-        if errors:
-            raise LabError(str(errors[0]) + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""))
+    """Pods of all nodes. Raises LabError with the first that failed, and how many more did."""
+    errors = for_each([(node, pod) for node in nodes for pod in node.pods], lambda node, pod: add(node, pod, run_dir))
+    if errors:
+        raise LabError(str(errors[0]) + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""))
 
 
 def delete_all(nodes: Sequence[Node], run_dir: Path) -> list[LabError]:
