@@ -25,8 +25,6 @@ Start-up is paid for every pod, so modules are loaded when they are needed, valu
 are packed by hand, and the interpreter starts without `site` (`launcher`, docs/adr/0016).
 
 Limits. Linux, 64 bit. The runtime is trusted as root is: what is checked is that its input means what it says. IPv6
-sources of routed pairs are not filtered here. Bandwidth is left to chained plugins. After a restart of the daemon,
-ports are not made again by the plugin, and 127.0.0.1 leads to ports of the daemon again when the next one with a
-mapping comes (the node port is a new device then, without `route_localnet`). docs/cni.md has the keys, the codes and
-what the specification demands.
+sources of routed pairs are not filtered here. Bandwidth is left to chained plugins. docs/cni.md has the keys, the codes
+and what the specification demands.
 """
