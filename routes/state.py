@@ -158,15 +158,17 @@ class DeviceState:
 
 @dataclass(frozen=True, slots=True)
 class DesiredState:
-    """All devices that are to carry objects of ours, and the prefixes to which packets are thrown away.
+    """All devices that are to carry objects of ours, and the prefixes to which packets go no further.
 
     `blackholes` become `blackhole <prefix> proto 112` in the main table (flannel's --ip-blackhole-route): what no more
-    specific route takes is dropped instead of leaving by the default route. Raises ValueError for a device named twice
-    and for a prefix routed twice.
+    specific route takes is dropped instead of leaving by the default route. `unreachables` become `unreachable <prefix>
+    proto 112 metric 1000000`: who sends there is told (ICMP), and any other route for the prefix, as a bridge's, is
+    preferred. Raises ValueError for a device named twice and for a prefix routed twice.
     """
 
     devices: tuple[DeviceState, ...] = ()
     blackholes: frozenset[IPNetwork] = frozenset()
+    unreachables: frozenset[IPNetwork] = frozenset()
 
     def __post_init__(self) -> None:
         unique("desired state", "states of device", "give one", (device.name for device in self.devices))
@@ -186,7 +188,8 @@ def unique(where: str, what: str, rule: str, keys: Iterable[object]) -> None:
 class ObjectError:
     """One object that could not be brought to its desired state, and why, in words for people.
 
-    `object` opens with its kind: device, address, sysctl, blackhole; or route, neighbour, fdb: those of one peer.
+    `object` opens with its kind: device, address, sysctl, blackhole, unreachable; or route, neighbour, fdb: those of
+    one peer.
     """
 
     object: str

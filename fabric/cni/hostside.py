@@ -7,7 +7,7 @@ mappings pay nothing: the firewall's modules are loaded only for those that have
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 from fabric.cni import addressing, subnet_env
@@ -148,6 +148,26 @@ def _open_localhost(asked: HostSide, record: Record) -> None:
     pod = next((pod for _, pod in _led(asked.mappings, record) if pod.version == 4), None)
     if asked.snat and pod is not None:
         addressing.set_sysctls([(f"net/ipv4/conf/{_device_to(pod)}/route_localnet", "1")])
+
+
+def reopen_localhost(device: str, pods: Iterable[Address]) -> None:
+    """What ADD did for mappings by 127.0.0.1, for a device towards these pods that was made anew.
+
+    Only where one of them has such a mapping, and the chain that keeps 127.0.0.0/8 in is in place. Raises CniError
+    (112).
+    """
+    from fabric.traffic import portmap, portmap_table
+
+    wanted = [portmap.local_element("", pod) for pod in pods if pod.version == 4]
+
+    def look(kernel: Nftables) -> bool:
+        mapped = any(found is not None for found in portmap.look_up(kernel, wanted))
+        return mapped and not portmap_table.broken(kernel)
+
+    if not wanted:
+        return
+    if _with_kernel("look at port mappings", look):
+        addressing.set_sysctls([(f"net/ipv4/conf/{device}/route_localnet", "1")])
 
 
 def _forget_udp(mappings: tuple[Mapping, ...], record: Record, only_pods: bool = False) -> None:

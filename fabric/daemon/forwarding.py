@@ -54,8 +54,8 @@ class Forwarding:
     any time.
 
     `node` describes this node as it is now, `clock` gives Unix time in seconds; `device_free` refuses a name that is
-    taken. `blackholes` are prefixes of our own to which nothing leads that has no route;
-    `extension_peers` is told of the extension backend's.
+    taken. `blackholes` are prefixes of our own to which nothing leads that has no route, `unreachables` those of which
+    senders are told so; `extension_peers` is told of the extension backend's.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class Forwarding:
         self.outcome: calc.Outcome | None = None
         self.keeper: KernelKeeper | None = None
         self.blackholes: Callable[[], frozenset[Network]] = frozenset
+        self.unreachables: Callable[[], frozenset[Network]] = frozenset
         self.extension_peers: Callable[[Sequence[ExtensionPeer]], None] = lambda peers: None
         self._settings = settings
         self._cluster = cluster
@@ -219,7 +220,7 @@ class Forwarding:
         if not self._issued or self._issued[-1].state != state:
             self._issued.append(_Issued(state, wanted))
             self._unconfirmed.set()
-        self.keeper.want(wanted, self.blackholes())
+        self.keeper.want(wanted, self.blackholes(), self.unreachables())
 
     def _calculate(self) -> tuple[calc.Node, calc.Outcome]:
         """The outcome, and the node it is for: what the data path cannot do now changes what is wanted of it."""

@@ -24,7 +24,12 @@ class Reconciler(Protocol):
 
     counters: dict[str, int]
 
-    def set_desired(self, states: Iterable[DeviceState], blackholes: frozenset[Network] = frozenset()) -> None:
+    def set_desired(
+        self,
+        states: Iterable[DeviceState],
+        blackholes: frozenset[Network] = frozenset(),
+        unreachables: frozenset[Network] = frozenset(),
+    ) -> None:
         """From now on the devices should be like that."""
 
     def watch_reachable(self, addresses: Iterable[Address]) -> None:
@@ -89,20 +94,25 @@ class KernelKeeper:
         self._node_port_gone = node_port_gone
         self._reachable_changed = reachable_changed
         self._states: tuple[DeviceState, ...] | None = None
-        self._blackholes: frozenset[Network] = frozenset()
+        self._nowhere: tuple[frozenset[Network], frozenset[Network]] = (frozenset(), frozenset())
         self._node_ports: frozenset[str] = frozenset()
         self._addresses: frozenset[Address] = frozenset()
         self._settled = False
         self._problems: tuple[str, ...] = ()
         self.on_link: Reachability = MappingProxyType({})
 
-    def want(self, states: Sequence[DeviceState], blackholes: frozenset[Network] = frozenset()) -> None:
+    def want(
+        self,
+        states: Sequence[DeviceState],
+        blackholes: frozenset[Network] = frozenset(),
+        unreachables: frozenset[Network] = frozenset(),
+    ) -> None:
         """Set the desired state of all devices."""
-        wanted = tuple(states)
-        if (wanted, blackholes) != (self._states, self._blackholes):
-            self._states, self._blackholes = wanted, blackholes
+        wanted, nowhere = tuple(states), (blackholes, unreachables)
+        if (wanted, nowhere) != (self._states, self._nowhere):
+            self._states, self._nowhere = wanted, nowhere
             self._node_ports = frozenset(state.name for state in wanted if state.addresses and state.vxlan is None)
-            self._reconciler.set_desired(wanted, blackholes)
+            self._reconciler.set_desired(wanted, blackholes, unreachables)
 
     def watch(self, addresses: frozenset[Address]) -> None:
         """Keep `on_link` answered for these addresses."""

@@ -37,7 +37,7 @@ from fabric.daemon.supervisor import Supervisor
 from fabric.daemon.uplink import UplinkFollower
 from fabric.errors import StartError
 from fabric.flags import Options
-from fabric.model import DataplaneSettings, Lease
+from fabric.model import DataplaneSettings, Lease, Network
 from fabric.policing import door as policing
 
 if TYPE_CHECKING:
@@ -173,8 +173,13 @@ class Node:
         made = Forwarding(
             parts.dataplane(settings), settings, self.cluster, self.calc_node, parts.device_free, parts.clock
         )
+
+        def own() -> frozenset[Network]:
+            return frozenset(own_subnets(self.cluster.own_lease))
+
         if self.options.blackhole_route:
-            made.blackholes = lambda: frozenset(own_subnets(self.cluster.own_lease))
+            made.blackholes = own
+        made.unreachables = own  # a free address of ours is nobody's: its packets go to no default route
         return made
 
     async def _join(self, leftovers: flannel.Leftovers) -> None:

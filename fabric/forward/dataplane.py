@@ -176,15 +176,19 @@ class Dataplane:
                 raise DataplaneError(f"port {name}: {address} is port {port.name}'s")
 
     def delete_port(self, name: str) -> None:
-        """Remove a pod port; its device disappears."""
+        """Remove a pod port; its device disappears, and what the flow table has of it."""
         for position, port in enumerate(self._pods):
             if port.name == name:
                 with contextlib.suppress(DeviceError):  # it went with its namespace
                     port.device.persist(False)
+                account = self._flows.account(name) if self._flows is not None else 0
+                addresses = port.addresses
                 del self._pods[position]
                 del port
                 self._ports_version += 1
                 self._publish()
+                if self._flows is not None:
+                    self._flows.forget(account, addresses)
                 return
         raise DataplaneError(f"no port {name}")
 

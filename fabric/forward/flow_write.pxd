@@ -1,4 +1,4 @@
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from fabric.forward.flow_table cimport Flow, FlowRest, Found, Table
 
 cdef enum Insertion:
@@ -13,3 +13,5 @@ cdef Insertion flow_insert(Table* t, const Flow* fresh, const FlowRest* rest, ui
                            Found* found) noexcept nogil
 # Take expired flows out of the next `count` buckets; the threads share the work by a common cursor.
 cdef void flow_sweep(Table* t, uint32_t count, uint32_t now) noexcept nogil
+# Take out every flow that is charged to `account`, or has this address at one of its ends; how many there were.
+cdef uint32_t flow_forget(Table* t, uint32_t account, uint8_t family, uint64_t high, uint64_t low) noexcept nogil

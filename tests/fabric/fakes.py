@@ -122,6 +122,7 @@ class FakeReconciler:
         self.counters = {"changes": 0}
         self.states: dict[str, DeviceState] = {}
         self.blackholes: frozenset[Network] = frozenset()
+        self.unreachables: frozenset[Network] = frozenset()
         self.links: dict[Address, str] = {}
         self.first: dict[str, DeviceState] | None = None
         self.asked: frozenset[Address] = frozenset()
@@ -137,10 +138,15 @@ class FakeReconciler:
         self.on_device, self.on_underlay, self.on_reachable = on_device, on_underlay, on_reachable
         return self
 
-    def set_desired(self, states: Iterable[DeviceState], blackholes: frozenset[Network] = frozenset()) -> None:
+    def set_desired(
+        self,
+        states: Iterable[DeviceState],
+        blackholes: frozenset[Network] = frozenset(),
+        unreachables: frozenset[Network] = frozenset(),
+    ) -> None:
         self.journal.step("set_desired")
         self.states = {state.name: state for state in states}
-        self.blackholes = blackholes
+        self.blackholes, self.unreachables = blackholes, unreachables
         self.first = self.first or self.states
 
     def watch_reachable(self, addresses: Iterable[Address]) -> None:

@@ -171,6 +171,7 @@ def _ensure_address(netlink: Netlink, bridge: links.Link, wanted: AddressInterfa
             raise CniError(KERNEL_REFUSED, f"failed to set bridge addr: {text}", advice)
         addressing.delete_address(netlink, bridge, address)
     addressing.add_address(netlink, bridge, wanted)
+    common.answer_for_pods(netlink, bridge, wanted)
     # A bridge that somebody else made takes the MAC of a port, and another one when that goes: make it its own.
     links.set_mac(netlink, bridge, links.must_find(netlink, bridge.name).mac)
 
