@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fabric import flags
-from fabric.daemon import logs, prerequisites
+from fabric.daemon import logs, prerequisites, systemd
 from fabric.daemon.sources import make_source
 from fabric.errors import FabricError, StartError
 from fabric.flags import Options
@@ -36,8 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(options, make_source(options))
     except FabricError as error:
         log.error("fabricd does not start: %s", error)
+        systemd.hold_back()
         return 1
     except SystemExit as error:
+        if error.code:
+            systemd.hold_back()
         return int(error.code or 0)
 
 

@@ -62,6 +62,9 @@ class Dataplane(Protocol):
     def delete_port(self, name: str) -> None:
         """Remove a pod port."""
 
+    def beats(self) -> dict[str, int]:
+        """A number for each thread, which is another at the next call while the thread gets ahead."""
+
     def counters(self) -> dict[str, int]:
         """Counters by flat name."""
 

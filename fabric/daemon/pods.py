@@ -125,7 +125,7 @@ class Pods:
         except DeviceError as error:
             certain = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EINVAL)
             return f"its namespace {path} is gone" if certain else ""
-        return f"{path} is another namespace now" if known.netns not in (None, now) else ""
+        return "" if known.netns is None or known.netns.is_same(now) else f"{path} is another namespace now"
 
     def _is_beyond_doubt(self, known: Known) -> bool:
         """Whether a pod that `_gone` is about is gone, too, where this daemon may not see all paths of the host's.

@@ -342,6 +342,11 @@ class Dataplane:
         total["node_port_overflows"] = _overflows(self.settings.device) if self._ports else 0
         return total
 
+    def beats(self) -> dict[str, int]:
+        """Wake every thread; a number for each that has changed by the next call unless the thread hangs."""
+        counted = [beat for worker in self._workers for beat in worker.beat()]
+        return {thread.name: beat for thread, beat in zip(self._threads, counted, strict=True)}
+
     def status(self) -> dict[str, object]:
         """Offloads in use, threads alive, sockets and ports."""
         return {

@@ -44,7 +44,10 @@ def create(endpoint: Endpoint, settings: DataplaneSettings, mtu: int) -> Device:
 
 
 def adopt(endpoint: Endpoint, fds: Sequence[int], settings: DataplaneSettings, mtu: int) -> Device:
-    """The device behind passed queues, which stay the caller's when this raises. It gets the settings of our own."""
+    """The device behind passed queues, which stay the caller's when this raises. It gets the settings of our own.
+
+    Where we may not enter the pod's namespace (CAP_SYS_ADMIN) it keeps those of its maker, who has to bring it up.
+    """
     with _errors(endpoint):
         device = devices.adopt(fds, allowed_features(settings.offload))
         if device.name != endpoint.ifname or not device.in_netns(endpoint.netns):
@@ -52,10 +55,14 @@ def adopt(endpoint: Endpoint, fds: Sequence[int], settings: DataplaneSettings, m
             raise DataplaneError(f"port {endpoint.name}: {what}")
         if device.kind is not CARRIED[endpoint.kind]:
             raise DataplaneError(f"port {endpoint.name}: the passed queue is not that of a {endpoint.kind} device")
-        device.txqueuelen = settings.txqueuelen
-        if device.mtu != mtu:
-            device.mtu = mtu
-        device.up = True
+        try:
+            device.txqueuelen = settings.txqueuelen
+            if device.mtu != mtu:
+                device.mtu = mtu
+            device.up = True
+        except DeviceError as error:
+            if error.errno != errno.EPERM:
+                raise
         device.probe()
         device.persist(True)
     return device
@@ -89,5 +96,9 @@ def _errors(endpoint: Endpoint) -> Iterator[None]:
     try:
         yield
     except DeviceError as error:
+        if error.errno == errno.EPERM:
+            todo = "fabricd may not enter pods: pass its queue, or run fabricd with CAP_SYS_ADMIN"
+            what = f"cannot {error.what} {error.which}: {error.why}"
+            raise DataplaneError(f"port {endpoint.name}: {what}; {todo}") from None
         lost = error.errno in (errno.ENODEV, errno.ENOENT, errno.EBADFD)
         raise (PortLostError if lost else DataplaneError)(f"port {endpoint.name}: {error}") from None
