@@ -46,8 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def real_parts(source: Source) -> Parts:
     """The parts of a node on this machine."""
+    store = systemd.FdStore()
     from fabric.daemon.interface import system_host
     from fabric.daemon.parts import Parts
+    from fabric.forward.kept import NODE
     from routes.watch import KernelReconciler
 
     def privileges() -> None:
@@ -57,19 +59,20 @@ def real_parts(source: Source) -> Parts:
     return Parts(
         host=system_host(),
         source=source,
-        dataplane=_dataplane,
+        dataplane=lambda settings: _dataplane(settings, store),
+        device_free=lambda name: None if store.holds(NODE) else prerequisites.check_device_name(name),
         reconciler=KernelReconciler,
         traffic=_traffic,
         privileges=privileges,
     )
 
 
-def _dataplane(settings: DataplaneSettings) -> Dataplane:
+def _dataplane(settings: DataplaneSettings, store: systemd.FdStore) -> Dataplane:
     try:
         from fabric.forward.dataplane import Dataplane as RealDataplane
     except ImportError as error:
         raise StartError(f"the data path is not built ({error}): run ./dev build") from None
-    dataplane: Dataplane = RealDataplane(settings)
+    dataplane: Dataplane = RealDataplane(settings, store)
     return dataplane
 
 

@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fabric.errors import DataplaneError
-from fabric.forward import pod_device
+from fabric.forward import kept, node_device, pod_device
 from fabric.forward.flows import FlowTable
 from fabric.forward.ports import WorkerPort
 from fabric.forward.snapshot import Snapshot
@@ -31,20 +31,20 @@ from fabric.forward.tunnel_gso import TunnelTap, is_virtual, on_link, passes_tun
 from fabric.forward.underlay import Underlay
 from fabric.forward.worker import Worker
 from fabric.model import Address, DataplaneSettings, Encapsulation, Endpoint, ForwardingState
-from tun.device import Device, create
+from tun.device import Device
 from tun.errors import DeviceError
-from tun.offload import allowed_features
 
 log = logging.getLogger("fabric")
 SETTLE_SECONDS = 1.0
 
 
 class Dataplane:
-    """One per daemon. Raises DataplaneError with a line for people."""
+    """One per daemon. Raises DataplaneError with a line for people. `keeper` has what an earlier run has left."""
 
-    def __init__(self, settings: DataplaneSettings) -> None:
+    def __init__(self, settings: DataplaneSettings, keeper: kept.Kept | None = None) -> None:
         self.settings = settings
-        self._underlay = Underlay(settings)
+        self._kept = keeper or kept.Nothing()
+        self._underlay = Underlay(settings, self._kept)
         self._node: WorkerPort | None = None
         self._pods: list[WorkerPort] = []
         self._workers: list[Worker] = []
@@ -103,19 +103,22 @@ class Dataplane:
 
     def recreate_node_port(self) -> None:
         """The device again after somebody deleted it."""
+        self._kept.drop(kept.NODE)
         self.create_node_port()
         self._publish()
 
     def _node_port(self) -> WorkerPort:
         settings = self.settings
+        left = self._kept.take(kept.NODE)
+        device = node_device.take_back(left, settings)
+        if left and device is None:  # its name may be ours
+            self._kept.drop(kept.NODE)
+            self._kept.settle()
         try:
-            device = create(
-                settings.device, queues=settings.workers, allowed=allowed_features(settings.offload), mtu=settings.mtu,
-                txqueuelen=settings.txqueuelen, up=True,
-            )
-            _probe(device)
+            device = device or node_device.make(settings)
         except DeviceError as error:
             raise DataplaneError(str(error)) from None
+        self._kept.keep(kept.NODE, device.fds)
         return WorkerPort("node", device, settings.mtu, (), settings.workers)
 
     def add_port(self, endpoint: Endpoint, fds: Sequence[int] = ()) -> dict[str, object]:
@@ -141,12 +144,15 @@ class Dataplane:
         Raises PortLostError when it is not there any more, DataplaneError when that is not known.
         """
         self._check_new(endpoint)
-        device = pod_device.attach(endpoint, self.settings)
-        return self._add(endpoint, device, endpoint.mtu or device.mtu)
+        left = self._kept.take(kept.pod(endpoint.name))
+        device = pod_device.take_back(endpoint, left, self.settings) if left else None
+        device = device or pod_device.attach(endpoint, self.settings)
+        return self._add(endpoint, device, endpoint.mtu or pod_device.mtu_of(device, self.settings))
 
     def _add(self, endpoint: Endpoint, device: Device, mtu: int) -> dict[str, object]:
         port = WorkerPort(endpoint.name, device, mtu, endpoint.addresses, self.settings.workers)
         port.ethernet = pod_device.ethernet(device)
+        self._kept.keep(kept.pod(endpoint.name), device.fds)
         self._pods.append(port)
         self._ports_version += 1
         self._publish()
@@ -176,6 +182,7 @@ class Dataplane:
             if port.name == name:
                 with contextlib.suppress(DeviceError):  # it went with its namespace
                     port.device.persist(False)
+                self._kept.drop(kept.pod(name))
                 del self._pods[position]
                 del port
                 self._ports_version += 1
@@ -226,6 +233,7 @@ class Dataplane:
         if self.settings.offload.get("udp-gso", True) and not self._offloads["udp-gso"]:
             log.warning("udp-gso is off: a UDP_SEGMENT train over loopback did not arrive (is lo up?)")
         self._start_workers()
+        self._kept.drop_rest()  # all pods were taken up by now
 
     def _start_workers(self) -> None:
         transmit = {family: [sock.fileno() for sock in socks] for family, socks in self._underlay.transmit.items()}
@@ -360,15 +368,6 @@ class Dataplane:
             ],
             "ports": [port.describe() for port in self._ports],
         }
-
-
-def _probe(device: Device) -> None:
-    """Test superframe writes; a device that fails them with an error is removed, or its name would stay taken."""
-    try:
-        device.probe()
-    except BaseException:
-        device.close()
-        raise
 
 
 def _overflows(device: str) -> int:

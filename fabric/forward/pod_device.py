@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 from collections.abc import Iterator, Mapping, Sequence
 
 from fabric.errors import DataplaneError, PortLostError
@@ -68,6 +69,24 @@ def adopt(endpoint: Endpoint, fds: Sequence[int], settings: DataplaneSettings, m
     return device
 
 
+def take_back(endpoint: Endpoint, fds: Sequence[int], settings: DataplaneSettings) -> Device | None:
+    """The device behind kept queues, as it is; None when they are not this port's. The caller gives `fds` away.
+
+    Raises PortLostError when the device is gone: somebody deleted it, or it went with its namespace.
+    """
+    with contextlib.ExitStack() as stack, _errors(endpoint):
+        for fd in fds:
+            stack.callback(os.close, fd)
+        device = devices.adopt(fds, allowed_features(settings.offload))
+        if (device.name, device.kind) != (endpoint.ifname, CARRIED[endpoint.kind]):
+            return None
+        if not device.in_netns(endpoint.netns):
+            return None
+        device.probe()
+        stack.pop_all()
+    return device
+
+
 def attach(endpoint: Endpoint, settings: DataplaneSettings) -> Device:
     """The device that an earlier run has left. Raises PortLostError when it is not there any more.
 
@@ -80,6 +99,14 @@ def attach(endpoint: Endpoint, settings: DataplaneSettings) -> Device:
                 raise PortLostError(f"port {endpoint.name}: {endpoint.ifname} is another device now")
             device.probe()
     return device
+
+
+def mtu_of(device: Device, settings: DataplaneSettings) -> int:
+    """The device's MTU; that of new ports where it cannot be read."""
+    try:
+        return device.mtu
+    except DeviceError:
+        return settings.mtu
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -20,6 +21,7 @@ from tests.unprivileged import ROOT, Reachable
 
 SYSTEMD = Path("/lib/systemd/systemd")
 UNIT = "fabricd.service"
+PYTHON = "/opt/podfabric/bin/python"
 TARGETS = ("boot", "sysinit", "basic", "network", "network-online", "shutdown", "multi-user")
 REACH = Path("/run/reach")
 LOG = "/run/fabricd.log"
@@ -143,8 +145,11 @@ class Booted:
         for name in TARGETS:
             (units / f"{name}.target").write_text("[Unit]\nDefaultDependencies=no\n")
         environment = " ".join(f"{name}={value}" for name, value in reach.environment.items())
+        prepare = re.search(r"^ExecStartPre=(.*)$", (ROOT / "systemd" / UNIT).read_text(), re.MULTILINE)
+        assert prepare
         lines = [
-            "[Service]", "ExecStart=", f"ExecStart={reach.python} -m fabric.daemon.main $FABRICD_OPTIONS",
+            "[Service]", "ExecStartPre=", f"ExecStartPre={prepare[1].replace(PYTHON, reach.python)}", "ExecStart=",
+            f"ExecStart={reach.python} -m fabric.daemon.main $FABRICD_OPTIONS",
             f"Environment={environment}", f"StandardOutput=append:{LOG}", f"StandardError=append:{LOG}",
             *(f"{name}={value}" for name, value in settings.items()),
         ]  # fmt: skip

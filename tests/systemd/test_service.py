@@ -4,47 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fabric.control_client import ControlClient
-from tests.fabric.daemon.nodes import ip
 from tests.scenarios.waiting import duration, wait_for
 from tests.systemd.booted import Booted
+from tests.systemd.conftest import WATCHDOG
 
 pytestmark = pytest.mark.root
-WATCHDOG = 2
-
-
-@pytest.fixture(scope="module")
-def netns() -> Iterator[str]:
-    name = f"fabtest-sd-{os.getpid()}"
-    try:
-        ip("netns", "add", name)
-        ip("-n", name, "link", "set", "lo", "up")
-        ip("-n", name, "link", "add", "eth0", "type", "veth", "peer", "name", "far0")
-        ip("-n", name, "address", "add", "192.0.2.91/24", "dev", "eth0")
-        for end in ("eth0", "far0"):
-            ip("-n", name, "link", "set", end, "up")
-        yield name
-    finally:
-        subprocess.run(["ip", "netns", "delete", name], check=False)
-
-
-@pytest.fixture(scope="module")
-def booted(netns: str) -> Iterator[Booted]:
-    made = Booted(netns, "--iface=eth0 --ip-masq", {"WatchdogSec": str(WATCHDOG)})
-    try:
-        (made.root / "run/flannel").mkdir()
-        made.run("chown", "podfabric:", "/run/flannel")
-        made.systemctl("start", "fabricd.service")
-        yield made
-    finally:
-        print(made.console(), made.log())
-        made.close()
 
 
 def restarted(booted: Booted, before: int) -> bool:
