@@ -23,16 +23,20 @@ class Refused(click.ClickException):
 
 
 class LazyGroup(click.Group):
-    """A group whose `lab` and `adopt` come from their own modules when they are needed."""
+    """A group whose `lab`, `adopt`, `install` and `uninstall` come from their own modules when they are needed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), "adopt", "lab"])
+        return sorted([*super().list_commands(ctx), "adopt", "install", "lab", "uninstall"])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name == "adopt":
             from fabric.cli.adopt import adopt
 
             return adopt
+        if cmd_name in ("install", "uninstall"):
+            from fabric.cli import install as commands
+
+            return commands.install if cmd_name == "install" else commands.uninstall
         if cmd_name != "lab":
             return super().get_command(ctx, cmd_name)
         try:

@@ -7,7 +7,6 @@ or a socket the kernel keeps what arrives in it meanwhile, so a restart costs ti
 from __future__ import annotations
 
 from collections.abc import Iterable
-from hashlib import blake2b
 from typing import Protocol
 
 from fabric.model import Address
@@ -62,6 +61,8 @@ class Nothing:
 
 def pod(port: str) -> str:
     """Name for the queue of the pod port `port`, which may be called anything."""
+    from hashlib import blake2b  # takes milliseconds to load, and a start without pods does not need it
+
     return f"pod-{blake2b(port.encode('utf-8', 'surrogateescape'), digest_size=12).hexdigest()}"
 
 

@@ -28,7 +28,7 @@ LOG = "/run/fabricd.log"
 
 PREPARE = """
 set -e
-run=$1; files=$2
+run=$1; files=$2; opt=$3
 mount -t tmpfs -o mode=755 tmpfs "$run"
 mkdir "$run/netns" "$run/lock" "$run/units" "$run/reach" "$run/etc"
 mount --rbind /run/netns "$run/netns"
@@ -42,6 +42,8 @@ mount -t tmpfs tmpfs /var/lib
 mount -t tmpfs tmpfs /etc/default
 cp "$files/default" /etc/default/fabricd
 mount -n --move "$run" /run
+systemd-tmpfiles --create "$files/podfabric.tmpfiles"
+[ -z "$opt" ] || mount --bind "$opt" /opt
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 # The settings of the host are not ours to change; those of the network namespace are.
 mount --bind /proc/sys /proc/sys
@@ -55,18 +57,25 @@ BOOT = (
 
 
 class Booted:
-    """systemd in the network namespace `netns`, until `close`. `options` are fabricd's, `settings` more of its unit."""
+    """systemd in the network namespace `netns`, until `close`. `options` are fabricd's, `settings` more of its unit.
 
-    def __init__(self, netns: str, options: str, settings: Mapping[str, str] | None = None) -> None:
+    fabricd is that of the source tree, or what `fabricctl install` has put into the root directory `installed`.
+    """
+
+    def __init__(
+        self, netns: str, options: str, settings: Mapping[str, str] | None = None, installed: Path | None = None
+    ) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="fabtest-boot-", dir="/var/tmp"))
         self._group = _cgroups() / self._directory.name
+        self._installed = installed
         self._write_files(options, settings or {})
         (self._directory / "run").mkdir()
         self._group.mkdir()
         enter = f'echo 0 >{self._group}/cgroup.procs && exec "$@"'
         inner = f"{PREPARE}\n{Reachable(REACH).mounts}\n{BOOT}"
         command = ["sh", "-c", enter, "sh", "ip", "netns", "exec", netns, *_UNSHARE, "sh", "-c", inner, "sh",
-                   str(self._directory / "run"), str(self._directory)]  # fmt: skip
+                   str(self._directory / "run"), str(self._directory),
+                   str(installed / "opt") if installed else ""]  # fmt: skip
         with (self._directory / "console").open("wb") as console:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=console, stderr=console)
         try:
@@ -137,24 +146,37 @@ class Booted:
         return not self._group.exists()
 
     def _write_files(self, options: str, settings: Mapping[str, str]) -> None:
-        reach = Reachable(REACH)
         units = self._directory / "units"
         (units / f"{UNIT}.d").mkdir(parents=True)
-        shutil.copy(ROOT / "systemd" / UNIT, units)
-        shutil.copy(ROOT / "systemd" / "podfabric.sysusers", self._directory)
         for name in TARGETS:
             (units / f"{name}.target").write_text("[Unit]\nDefaultDependencies=no\n")
-        environment = " ".join(f"{name}={value}" for name, value in reach.environment.items())
-        prepare = re.search(r"^ExecStartPre=(.*)$", (ROOT / "systemd" / UNIT).read_text(), re.MULTILINE)
-        assert prepare
-        lines = [
-            "[Service]", "ExecStartPre=", f"ExecStartPre={prepare[1].replace(PYTHON, reach.python)}", "ExecStart=",
-            f"ExecStart={reach.python} -m fabric.daemon.main $FABRICD_OPTIONS",
-            f"Environment={environment}", f"StandardOutput=append:{LOG}", f"StandardError=append:{LOG}",
-            *(f"{name}={value}" for name, value in settings.items()),
-        ]  # fmt: skip
+        lines = ["[Service]", f"StandardOutput=append:{LOG}", f"StandardError=append:{LOG}"]
+        if self._installed is None:
+            unit, companions = ROOT / "systemd" / UNIT, ROOT / "systemd"
+            lines += _from_source(unit.read_text())
+            sources = {name: companions / f"podfabric.{name}" for name in ("sysusers", "tmpfiles")}
+        else:
+            etc = self._installed / "etc"
+            unit = etc / "systemd/system" / UNIT
+            sources = {name: etc / f"{name}.d" / "podfabric.conf" for name in ("sysusers", "tmpfiles")}
+        shutil.copy(unit, units)
+        for name, source in sources.items():
+            shutil.copy(source, self._directory / f"podfabric.{name}")
+        lines += [f"{name}={value}" for name, value in settings.items()]
         (units / f"{UNIT}.d" / "test.conf").write_text("\n".join([*lines, ""]))
         (self._directory / "default").write_text(f"FABRICD_OPTIONS={options}\n")
+
+
+def _from_source(unit: str) -> list[str]:
+    """Settings by which the unit runs the tree's fabricd, with a Python that its user can reach."""
+    reach = Reachable(REACH)
+    prepare = re.search(r"^ExecStartPre=(.*)$", unit, re.MULTILINE)
+    assert prepare
+    environment = " ".join(f"{name}={value}" for name, value in reach.environment.items())
+    return [
+        "ExecStartPre=", f"ExecStartPre={prepare[1].replace(PYTHON, reach.python)}", "ExecStart=",
+        f"ExecStart={reach.python} -m fabric.daemon.main $FABRICD_OPTIONS", f"Environment={environment}",
+    ]  # fmt: skip
 
 
 _UNSHARE = ("unshare", "--fork", "--pid", "--mount", "--cgroup", "--uts", "--ipc", "--kill-child", "--mount-proc",

@@ -34,8 +34,6 @@ def netns() -> Iterator[str]:
 def booted(netns: str) -> Iterator[Booted]:
     made = Booted(netns, "--iface=eth0 --ip-masq", {"WatchdogSec": str(WATCHDOG)})
     try:
-        (made.root / "run/flannel").mkdir()
-        made.run("chown", "podfabric:", "/run/flannel")
         made.systemctl("start", "fabricd.service")
         yield made
     finally:
