@@ -28,7 +28,7 @@ LOG = "/run/fabricd.log"
 
 PREPARE = """
 set -e
-run=$1; files=$2; opt=$3
+run=$1; files=$2; opt=$3; shared=$4
 mount -t tmpfs -o mode=755 tmpfs "$run"
 mkdir "$run/netns" "$run/lock" "$run/units" "$run/reach" "$run/etc"
 mount --rbind /run/netns "$run/netns"
@@ -44,6 +44,7 @@ cp "$files/default" /etc/default/fabricd
 mount -n --move "$run" /run
 systemd-tmpfiles --create "$files/podfabric.tmpfiles"
 [ -z "$opt" ] || mount --bind "$opt" /opt
+[ -z "$shared" ] || { mount --bind "$shared" /srv; chown podfabric: /srv; }
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 # The settings of the host are not ours to change; those of the network namespace are.
 mount --bind /proc/sys /proc/sys
@@ -59,11 +60,17 @@ BOOT = (
 class Booted:
     """systemd in the network namespace `netns`, until `close`. `options` are fabricd's, `settings` more of its unit.
 
-    fabricd is that of the source tree, or what `fabricctl install` has put into the root directory `installed`.
+    fabricd is that of the source tree, or what `fabricctl install` has put into the root directory `installed`. The
+    directory `shared` is `/srv` inside, and fabricd's user's.
     """
 
     def __init__(
-        self, netns: str, options: str, settings: Mapping[str, str] | None = None, installed: Path | None = None
+        self,
+        netns: str,
+        options: str,
+        settings: Mapping[str, str] | None = None,
+        installed: Path | None = None,
+        shared: Path | None = None,
     ) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="fabtest-boot-", dir="/var/tmp"))
         self._group = _cgroups() / self._directory.name
@@ -75,7 +82,7 @@ class Booted:
         inner = f"{PREPARE}\n{Reachable(REACH).mounts}\n{BOOT}"
         command = ["sh", "-c", enter, "sh", "ip", "netns", "exec", netns, *_UNSHARE, "sh", "-c", inner, "sh",
                    str(self._directory / "run"), str(self._directory),
-                   str(installed / "opt") if installed else ""]  # fmt: skip
+                   str(installed / "opt") if installed else "", str(shared or "")]  # fmt: skip
         with (self._directory / "console").open("wb") as console:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=console, stderr=console)
         try:
