@@ -361,6 +361,7 @@ class Dataplane:
             "generation": self._generation,
             "encapsulation": self.settings.encapsulation,
             "formats": list(self._underlay.formats),
+            "txqueuelen": self.settings.txqueuelen,
             "offloads": dict(self._offloads),
             "threads": {thread.name: thread.is_alive() for thread in self._threads},
             "source_ports": [
