@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -131,6 +132,35 @@ def test_what_cannot_be_done_is_refused_with_the_way_out(pair: Pair, pods: list[
         client.ask("port.add", port(pods[0][0], "10.244.250.1") | {"name": "made", "ifname": "eth1"})
     assert inside.links(pods[0][0]) == {"lo", "eth0"}
     assert [item["ifname"] for item in json.loads(ip("-j", "-n", pair.left.netns, "link"))].count("flannel.1") == 1
+
+
+def test_a_pod_of_the_plugin(pair: Pair) -> None:
+    """The runtime's root runs the plugin, which makes the device; the daemon only takes its queue."""
+    node, name = pair.left, f"fabtest-u{os.getpid()}-cni"
+    conf = {"cniVersion": "1.0.0", "name": "cbr0", "type": "fabric-cni", "runDir": str(node.run_dir),
+            "subnetFile": str(node.subnet_file), "dataDir": str(pair.directory / "cni")}  # fmt: skip
+    ip("netns", "add", name)
+    try:
+        added = json.loads(plugin(node, "ADD", name, conf))
+        address = added["ips"][0]["address"].partition("/")[0]
+        assert node.pings(address)
+        assert [item["problem"] for item in node.ask("endpoint.list") if name in item["netns"]] == [""]
+        link = json.loads(ip("-j", "-n", name, "link", "show", "dev", "eth0"))[0]
+        assert (link["mtu"], link["txqlen"]) == (1450, 1000)
+        plugin(node, "DEL", name, conf)
+        assert inside.links(name) == {"lo"}
+    finally:
+        ip("netns", "delete", name)
+
+
+def plugin(node: TestNode, verb: str, netns: str, conf: dict[str, str]) -> str:
+    names = {"CNI_COMMAND": verb, "CNI_CONTAINERID": "c1", "CNI_NETNS": f"/run/netns/{netns}", "CNI_IFNAME": "eth0",
+             "CNI_PATH": "/nowhere"}  # fmt: skip
+    command = ["ip", "netns", "exec", node.netns, sys.executable, "-m", "fabric.cni.main"]
+    done = subprocess.run(command, input=json.dumps(conf), env={**os.environ, **names}, capture_output=True, text=True,
+                          check=False)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def test_only_its_user_and_root_may_ask(pair: Pair) -> None:
