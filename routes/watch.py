@@ -164,6 +164,10 @@ class KernelReconciler:
         if self._unverified:
             await self.reconcile()
 
+    def late(self) -> float:
+        """Seconds by which the next look is late, or the present one takes too long. A little of it is normal."""
+        return self._pacer.late(asyncio.get_running_loop().time())
+
     def close(self) -> None:
         """End the thread, when neither `run` nor anything else will be called any more. Idempotent."""
         self._thread.shutdown(wait=False, cancel_futures=True)

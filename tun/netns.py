@@ -33,11 +33,19 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class NetnsIdentity(NamedTuple):
-    """Which namespace it is: `device` and `inode` of its file are used again after its end, `cookie` not in a boot."""
+    """Which namespace it is: `device` and `inode` of its file are used again after its end, `cookie` not in a boot.
+
+    `cookie` is 0 where it could not be asked for: then only the other two can be compared (`is_same`).
+    """
 
     device: int
     inode: int
     cookie: int
+
+    def is_same(self, other: NetnsIdentity) -> bool:
+        """Whether both are of one namespace, as far as that can be told."""
+        known = self.cookie and other.cookie
+        return self == other if known else self[:2] == other[:2]
 
 
 class NetnsThread:
@@ -139,11 +147,20 @@ def run_in_netns(netns: Netns, function: Callable[[], T]) -> T:
 
 
 def identify(netns: Netns) -> NetnsIdentity:
-    """The namespace's identity, comparable within one boot. Raises DeviceError when it cannot be opened or entered."""
+    """The namespace's identity, comparable within one boot. Raises DeviceError when it cannot be opened or entered.
+
+    Without CAP_SYS_ADMIN nothing can be entered, and the identity has no cookie.
+    """
     fd = open_netns(netns)
     try:
         found = os.fstat(fd)
-        return NetnsIdentity(found.st_dev, found.st_ino, run_in_netns(fd, _cookie))
+        try:
+            cookie = run_in_netns(fd, _cookie)
+        except DeviceError as error:
+            if error.errno != errno.EPERM:
+                raise
+            cookie = 0
+        return NetnsIdentity(found.st_dev, found.st_ino, cookie)
     finally:
         os.close(fd)
 

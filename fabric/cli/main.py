@@ -23,10 +23,10 @@ class Refused(click.ClickException):
 
 
 class LazyGroup(click.Group):
-    """A group whose `lab`, `adopt` and `policy` come from their own modules when they are needed."""
+    """A group whose larger commands come from their own modules when they are needed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), "adopt", "lab", "policy"])
+        return sorted([*super().list_commands(ctx), "adopt", "install", "lab", "policy", "uninstall"])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name == "adopt":
@@ -37,6 +37,10 @@ class LazyGroup(click.Group):
             from fabric.cli.policy import policy
 
             return policy
+        if cmd_name in ("install", "uninstall"):
+            from fabric.cli import install as commands
+
+            return commands.install if cmd_name == "install" else commands.uninstall
         if cmd_name != "lab":
             return super().get_command(ctx, cmd_name)
         try:

@@ -19,7 +19,6 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from fabric import calc
-from fabric.daemon import systemd
 from fabric.daemon.cluster import Cluster
 from fabric.daemon.desired import Translator
 from fabric.daemon.interface import External
@@ -33,7 +32,6 @@ from routes.state import DeviceState, InterfaceState
 log = logging.getLogger("fabric")
 RECREATE_SECONDS = 1.0
 RETRY_SECONDS = 10.0
-THREAD_CHECK_SECONDS = 2.0
 SETTLE_SECONDS = 0.2
 
 
@@ -50,8 +48,7 @@ class _Issued(NamedTuple):
 
 
 class Forwarding:
-    """`start` once the lease is there, then keep `run_kernel`, `run_sequence` and `check_threads` running; `close` at
-    any time.
+    """`start` once the lease is there, then keep `run_kernel` and `run_sequence` running; `close` at any time.
 
     `node` describes this node as it is now, `clock` gives Unix time in seconds; `device_free` refuses a name that is
     taken. `blackholes` are prefixes of our own to which nothing leads that has no route, `unreachables` those of which
@@ -155,20 +152,6 @@ class Forwarding:
             await self.keeper.settled()
             del self._issued[: issued - 1]
             self._advance()
-
-    async def check_threads(self, give_up: Callable[[str], None]) -> None:
-        """Data-path threads never end by themselves; one that did takes the daemon with it, to be started afresh.
-
-        At the same pace the data path looks at the underlay's offloads."""
-        while True:
-            await asyncio.sleep(min(THREAD_CHECK_SECONDS, systemd.watchdog_seconds() / 2))
-            self.dataplane.follow_offloads()
-            threads = self.dataplane.status().get("threads")
-            dead = [name for name, alive in threads.items() if not alive] if isinstance(threads, dict) else []
-            if dead:
-                give_up(f"data-path thread {dead[0]}")
-            else:
-                systemd.notify("WATCHDOG=1")
 
     def refresh(self) -> None:
         """Compute the desired state and hand on what differs. An unusable one leaves the last, unless it is the first.

@@ -50,6 +50,9 @@ class Reconciler(Protocol):
     async def run(self) -> None:
         """Keep it so."""
 
+    def late(self) -> float:
+        """Seconds by which its next look at the kernel is late."""
+
     def close(self) -> None:
         """End its thread."""
 
@@ -141,6 +144,10 @@ class KernelKeeper:
     async def run(self) -> None:
         """Reconcile for ever."""
         await self._reconciler.run()
+
+    def late(self) -> float:
+        """Seconds by which the next look at the kernel is late."""
+        return self._reconciler.late()
 
     def close(self) -> None:
         """Give back what it holds. Idempotent."""

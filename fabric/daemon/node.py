@@ -35,6 +35,7 @@ from fabric.daemon.pods_routes import lead_host_to
 from fabric.daemon.run_dir import RunDir
 from fabric.daemon.supervisor import Supervisor
 from fabric.daemon.uplink import UplinkFollower
+from fabric.daemon.watchdog import Watchdog
 from fabric.errors import StartError
 from fabric.flags import Options
 from fabric.model import DataplaneSettings, Lease, Network
@@ -283,10 +284,14 @@ class Node:
             ("sequence", self.forwarding.run_sequence),
             ("firewall", self.firewall.traffic.run),
             ("uplink", self.uplink.run),
-            ("threads", lambda: self.forwarding.check_threads(self.supervisor.give_up)),
+            ("threads", Watchdog(self.forwarding.dataplane, self._late, self.supervisor.give_up).run),
             *([("extension", self.extension.run)] if self.extension is not None else []),
             *(self.policy.tasks() if self.policy is not None else []),
         ]
+
+    def _late(self) -> float:
+        """Seconds by which the kernel's next check is late."""
+        return self.forwarding.keeper.late() if self.forwarding.keeper else 0.0
 
     def calc_node(self) -> calc.Node:
         """This node as the calculation graph sees it."""

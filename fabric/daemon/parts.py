@@ -20,7 +20,23 @@ from fabric.traffic.rules import TrafficState
 from tun.netns import NetnsIdentity, identify
 
 
-class Dataplane(Protocol):
+class Ports(Protocol):
+    """The data path's pod ports. All may raise DataplaneError."""
+
+    def add_port(self, endpoint: Endpoint, fds: Sequence[int] = ()) -> dict[str, object]:
+        """Make a pod port, or take the queues that were passed, which are the data path's also on an error."""
+
+    def attach_port(self, endpoint: Endpoint) -> dict[str, object]:
+        """The port of an earlier run again. Raises PortLostError when its device is gone."""
+
+    def lost_ports(self) -> list[str]:
+        """The pod ports whose device is gone."""
+
+    def delete_port(self, name: str) -> None:
+        """Remove a pod port."""
+
+
+class Dataplane(Ports, Protocol):
     """What the daemon asks of the data path (`fabric.forward.dataplane`). All may raise DataplaneError."""
 
     def open(self) -> None:
@@ -50,17 +66,8 @@ class Dataplane(Protocol):
     def stop(self) -> None:
         """Join them and close everything; the device disappears. Idempotent."""
 
-    def add_port(self, endpoint: Endpoint, fds: Sequence[int] = ()) -> dict[str, object]:
-        """Make a pod port, or take the queues that were passed, which are the data path's also on an error."""
-
-    def attach_port(self, endpoint: Endpoint) -> dict[str, object]:
-        """The port of an earlier run again. Raises PortLostError when its device is gone."""
-
-    def lost_ports(self) -> list[str]:
-        """The pod ports whose device is gone."""
-
-    def delete_port(self, name: str) -> None:
-        """Remove a pod port."""
+    def beats(self) -> dict[str, int]:
+        """A number for each thread, which is another at the next call while the thread gets ahead."""
 
     def counters(self) -> dict[str, int]:
         """Counters by flat name."""

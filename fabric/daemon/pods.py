@@ -31,7 +31,7 @@ from tun.errors import DeviceError
 from tun.netns import NetnsIdentity
 
 if TYPE_CHECKING:
-    from fabric.daemon.parts import Dataplane
+    from fabric.daemon.parts import Ports
 
 log = logging.getLogger("fabric")
 BUSY_SECONDS = 3.0
@@ -42,12 +42,19 @@ Identify = Callable[[str], NetnsIdentity]
 
 
 class Pods:
-    """Of one daemon. `directory` is the state directory, `identify` says which namespace a path leads to now."""
+    """Of one daemon. `directory` is the state directory, `owner` whose the file in it may be (default: the caller's),
+    `identify` says which namespace a path leads to now."""
 
     def __init__(
-        self, directory: Path, dataplane: Callable[[], Dataplane], identify: Identify, clock: Callable[[], float]
+        self,
+        directory: Path,
+        dataplane: Callable[[], Ports],
+        identify: Identify,
+        clock: Callable[[], float],
+        owner: int | None = None,
     ) -> None:
         self._directory = directory
+        self._owner = owner
         self._dataplane = dataplane
         self._identify = identify
         self._clock = clock
@@ -68,7 +75,7 @@ class Pods:
 
     async def restore(self) -> None:
         """Take up what the last run has left. Never raises: a pod that cannot be had is said and kept for later."""
-        found = pods_file.load(self._directory)
+        found = pods_file.load(self._directory, self._owner)
         if found.problem:
             log.error("%s: %s: ports are missing until their pods are added again",
                       self._directory / pods_file.NAME, found.problem)  # fmt: skip
@@ -127,7 +134,7 @@ class Pods:
         except DeviceError as error:
             certain = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EINVAL)
             return f"its namespace {path} is gone" if certain else ""
-        return f"{path} is another namespace now" if known.netns not in (None, now) else ""
+        return "" if known.netns is None or known.netns.is_same(now) else f"{path} is another namespace now"
 
     def _is_beyond_doubt(self, known: Known) -> bool:
         """Whether a pod that `_gone` is about is gone, too, where this daemon may not see all paths of the host's.
@@ -164,6 +171,8 @@ class Pods:
         mtu = made.get("mtu")
         if isinstance(mtu, int):
             self._known[endpoint.name] = known._replace(endpoint=replace(endpoint, mtu=mtu))
+            if mtu != endpoint.mtu:
+                self._save()  # the next run may not enter the pod to look
         return dict(made)
 
     def delete_port(self, name: str) -> None:

@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fabric.errors import DataplaneError
-from fabric.forward import pod_device
+from fabric.forward import kept, node_device, pod_device
 from fabric.forward.flows import FlowTable
 from fabric.forward.policies import Denied, Policies
 from fabric.forward.ports import WorkerPort
@@ -34,21 +34,21 @@ from fabric.forward.underlay import Underlay
 from fabric.forward.worker import Worker
 from fabric.model import Address, DataplaneSettings, Encapsulation, Endpoint, ForwardingState
 from fabric.policy import PolicySnapshot
-from tun.device import Device, create
+from tun.device import Device
 from tun.errors import DeviceError
-from tun.offload import allowed_features
 
 log = logging.getLogger("fabric")
 SETTLE_SECONDS = 1.0
 
 
 class Dataplane:
-    """One per daemon. Raises DataplaneError with a line for people."""
+    """One per daemon. Raises DataplaneError with a line for people. `keeper` has what an earlier run has left."""
 
-    def __init__(self, settings: DataplaneSettings) -> None:
+    def __init__(self, settings: DataplaneSettings, keeper: kept.Kept | None = None) -> None:
         self.settings = settings
         self._policies = Policies(settings)
-        self._underlay = Underlay(settings)
+        self._kept = keeper or kept.Nothing()
+        self._underlay = Underlay(settings, self._kept)
         self._node: WorkerPort | None = None
         self._pods: list[WorkerPort] = []
         self._workers: list[Worker] = []
@@ -108,19 +108,22 @@ class Dataplane:
 
     def recreate_node_port(self) -> None:
         """The device again after somebody deleted it."""
+        self._kept.drop(kept.NODE)
         self.create_node_port()
         self._publish()
 
     def _node_port(self) -> WorkerPort:
         settings = self.settings
+        left = self._kept.take(kept.NODE)
+        device = node_device.take_back(left, settings)
+        if left and device is None:  # its name may be ours
+            self._kept.drop(kept.NODE)
+            self._kept.settle()
         try:
-            device = create(
-                settings.device, queues=settings.workers, allowed=allowed_features(settings.offload), mtu=settings.mtu,
-                txqueuelen=settings.txqueuelen, up=True,
-            )
-            _probe(device)
+            device = device or node_device.make(settings)
         except DeviceError as error:
             raise DataplaneError(str(error)) from None
+        self._kept.keep(kept.NODE, device.fds)
         return WorkerPort("node", device, settings.mtu, (), settings.workers)
 
     def add_port(self, endpoint: Endpoint, fds: Sequence[int] = ()) -> dict[str, object]:
@@ -146,12 +149,15 @@ class Dataplane:
         Raises PortLostError when it is not there any more, DataplaneError when that is not known.
         """
         self._check_new(endpoint)
-        device = pod_device.attach(endpoint, self.settings)
-        return self._add(endpoint, device, endpoint.mtu or device.mtu)
+        left = self._kept.take(kept.pod(endpoint.name))
+        device = pod_device.take_back(endpoint, left, self.settings) if left else None
+        device = device or pod_device.attach(endpoint, self.settings)
+        return self._add(endpoint, device, endpoint.mtu or pod_device.mtu_of(device, self.settings))
 
     def _add(self, endpoint: Endpoint, device: Device, mtu: int) -> dict[str, object]:
         port = WorkerPort(endpoint.name, device, mtu, endpoint.addresses, self.settings.workers)
         port.ethernet = pod_device.ethernet(device)
+        self._kept.keep(kept.pod(endpoint.name), device.fds)
         self._pods.append(port)
         self._ports_version += 1
         self._publish()
@@ -183,6 +189,7 @@ class Dataplane:
                     port.device.persist(False)
                 account = self._flows.account(name) if self._flows is not None else 0
                 addresses = port.addresses
+                self._kept.drop(kept.pod(name))
                 del self._pods[position]
                 del port
                 self._ports_version += 1
@@ -251,6 +258,7 @@ class Dataplane:
         if self.settings.offload.get("udp-gso", True) and not self._offloads["udp-gso"]:
             log.warning("udp-gso is off: a UDP_SEGMENT train over loopback did not arrive (is lo up?)")
         self._start_workers()
+        self._kept.drop_rest()  # all pods were taken up by now
 
     def _start_workers(self) -> None:
         transmit = {family: [sock.fileno() for sock in socks] for family, socks in self._underlay.transmit.items()}
@@ -374,6 +382,10 @@ class Dataplane:
     def denied(self) -> list[Denied]:
         """Flows that policy has refused since the last call: a sample, at most the last 128 of each thread."""
         return self._policies.describe(record for worker in self._workers for record in worker.denied())
+    def beats(self) -> dict[str, int]:
+        """Wake every thread; a number for each that has changed by the next call unless the thread hangs."""
+        counted = [beat for worker in self._workers for beat in worker.beat()]
+        return {thread.name: beat for thread, beat in zip(self._threads, counted, strict=True)}
 
     def status(self) -> dict[str, object]:
         """Offloads in use, threads alive, sockets and ports."""
@@ -381,6 +393,7 @@ class Dataplane:
             "generation": self._generation,
             "encapsulation": self.settings.encapsulation,
             "formats": list(self._underlay.formats),
+            "txqueuelen": self.settings.txqueuelen,
             "offloads": dict(self._offloads),
             "threads": {thread.name: thread.is_alive() for thread in self._threads},
             "source_ports": [
@@ -388,15 +401,6 @@ class Dataplane:
             ],
             "ports": [port.describe() for port in self._ports],
         }
-
-
-def _probe(device: Device) -> None:
-    """Test superframe writes; a device that fails them with an error is removed, or its name would stay taken."""
-    try:
-        device.probe()
-    except BaseException:
-        device.close()
-        raise
 
 
 def _overflows(device: str) -> int:

@@ -162,6 +162,15 @@ class Worker:
         for fd in self.wakes:
             os.eventfd_write(fd, 1)
 
+    def beat(self) -> tuple:
+        """Wake both threads; how often (egress, ingress) have woken so far, which is more by the next call.
+
+        A thread that never sleeps counts its datagrams instead.
+        """
+        beats = (self.egress.lane.wakeups, self.ingress.lane.wakeups + self.ingress.datagrams)
+        self.wake()
+        return beats
+
     def reap(self) -> int:
         """Free retired snapshots that no thread uses; how many are left."""
         egress: uint64_t = atomic_load(cython.address(self.egress.lane.seen), ORDERED)

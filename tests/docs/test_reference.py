@@ -90,7 +90,8 @@ def test_flags_named_anywhere_exist() -> None:
     theirs = {"--json", "--all", "--help", "--version", "--run-dir", "--dry-run"}
     lab = {"--nodes", "--pods", "--mode", "--peer", "--pod-kind", "--ipv6", "--count", "--size", "--df", "--rounds",
            "--seconds"}  # fmt: skip
-    known = {f"--{flag.name}" for flag in FLAGS} | theirs | lab | {"--name"}
+    install = {"--root", "--prefix", "--vendor", "--python", "--force", "--purge", "--kind"}
+    known = {f"--{flag.name}" for flag in FLAGS} | theirs | lab | install | {"--name"}
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", REFERENCE.read_text())) <= known
 
 

@@ -51,6 +51,8 @@ class FakeDataplane:
         self.refusing: dict[str, DataplaneError] = {}
         self.lost: set[str] = set()
         self.threads = {"egress": True, "ingress": True}
+        self.hanging: set[str] = set()
+        self.beaten = 0
         self.required: frozenset[Encapsulation] = frozenset()
         self.unavailable: dict[Encapsulation, str] = {}
 
@@ -101,6 +103,10 @@ class FakeDataplane:
     def delete_port(self, name: str) -> None:
         if self.ports.pop(name, None) is None:
             raise DataplaneError(f"no port {name}")
+
+    def beats(self) -> dict[str, int]:
+        self.beaten += 1
+        return {name: 0 if name in self.hanging else self.beaten for name in self.threads}
 
     def counters(self) -> dict[str, int]:
         return {"egress_packets": 7, "drop_no_route": 0}
@@ -177,6 +183,9 @@ class FakeReconciler:
         import asyncio
 
         await asyncio.Event().wait()
+
+    def late(self) -> float:
+        return 0.0
 
     def close(self) -> None:
         self.journal.step("close")

@@ -115,6 +115,16 @@ def test_traffic_between_real_devices(namespace: Namespace, make_node: Make, wor
     assert not any(value for counter in counters for name, value in counter.items() if name.startswith("drop_"))
 
 
+def test_every_thread_gets_ahead_when_it_is_woken(namespace: Namespace, make_node: Make) -> None:
+    node = make_node(1, workers=2)
+    assert node.plane.beats() == {}
+    node.start()
+    before = node.plane.beats()
+    assert before.keys() == node.plane.status()["threads"].keys()  # type: ignore[attr-defined]
+    assert len(before) == 4
+    wait_for(lambda: all(node.plane.beats()[name] > beat for name, beat in before.items()))
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_pod_ports_come_and_go(namespace: Namespace, make_node: Make, workers: int) -> None:
     pods = Namespace()
