@@ -42,6 +42,8 @@ from fabric.model import DataplaneSettings, Lease
 if TYPE_CHECKING:
     from fabric.backend.extension import ExtensionBackend
     from fabric.daemon.health import HealthServer
+    from fabric.daemon.metrics import MetricsServer
+    from fabric.metrics.policy import PolicyReport
 
 log = logging.getLogger("fabric")
 
@@ -62,6 +64,7 @@ class Node:
             Path(options.state_dir), lambda: self.forwarding.dataplane, parts.identify, parts.clock
         )
         self.extension: ExtensionBackend | None = None
+        self.policy_report: PolicyReport | None = None
         self._parts = parts
         self._conf: NetConf | None = None
         self._external: External | None = None
@@ -71,6 +74,7 @@ class Node:
         self._firewall: Firewall | None = None
         self._control: ControlServer | None = None
         self._health: HealthServer | None = None
+        self._metrics: MetricsServer | None = None
         self._had_subnet_file = True
 
     @property
@@ -111,7 +115,7 @@ class Node:
     async def start(self) -> None:
         """Bring the node up to forwarding. Raises FabricError with one line; call `stop` afterwards either way."""
         self._parts.privileges()
-        await self._open_health()
+        await self._open_endpoints()
         self._conf = await self.cluster.config()
         for line in self._conf.warnings:
             log.warning("%s", line)
@@ -146,6 +150,8 @@ class Node:
         await self.supervisor.stop()
         if self._control is not None:
             await self._control.close()
+        if self._metrics is not None:
+            await self._metrics.close()
         if self._forwarding is not None:
             self._forwarding.close()
         if self._firewall is not None:
@@ -197,12 +203,17 @@ class Node:
             except OSError as error:
                 raise StartError(f"flannel's device {device.link.name} cannot be removed: {error.strerror}") from None
 
-    async def _open_health(self) -> None:
+    async def _open_endpoints(self) -> None:
         if self.options.healthz_port:
             from fabric.daemon.health import HealthServer
 
             self._health = HealthServer(self.options.healthz_ip, self.options.healthz_port, lambda: self.ready)
             await self._health.open()
+        if self.options.metrics_port:
+            from fabric.daemon.metrics import serve
+
+            self._metrics = serve(self)
+            await self._metrics.open()
 
     def _choose(self, stored: Mapping[int, str]) -> External:
         versions: list[Literal[4, 6]] = [network.version for network in self.conf.networks]
