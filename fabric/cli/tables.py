@@ -42,7 +42,7 @@ def status(result: Mapping[str, Any]) -> Table:
         peers_text += f", {result['peers']['quarantined']} quarantined (see: fabricctl peers)"
     rows = {
         "node": f"{result['node']} (fabricd {result['version']}, pid {result['pid']})",
-        "up for": _duration(result["uptime"]),
+        "up for": duration(result["uptime"]),
         "subnet": ", ".join(result["subnets"]),
         "lease ends": _until(result["lease"]["expires"]),
         "interface": f"{result['interface']} {', '.join(result['underlay'])}",
@@ -59,10 +59,10 @@ def status(result: Mapping[str, Any]) -> Table:
     for name, value in dataplane.items():
         rows[f"data path {name}".replace("_", " ")] = _words(value)
     for name, value in rows.items():
-        table.add_row(name, _text(str(value)))
+        table.add_row(name, text(str(value)))
     for name in ("health", "kernel", "firewall"):
         for problem in result[name]["problems"]:
-            table.add_row(f"{name} problem", _text(problem), style="red")
+            table.add_row(f"{name} problem", text(problem), style="red")
     return table
 
 
@@ -73,16 +73,16 @@ def _firewall(firewall: Mapping[str, Any]) -> str:
 
 def leases(result: Sequence[Mapping[str, Any]]) -> Table:
     """One row per lease, our own marked."""
-    table = _table("", "subnet", "owner", "public IP", "backend", "MAC", "ends", "state")
+    table = grid("", "subnet", "owner", "public IP", "backend", "MAC", "ends", "state")
     for lease in result:
         table.add_row(
             "*" if lease["own"] else "",
-            _text(", ".join(lease["subnets"]) or lease["key"]),
-            _text(lease["owner"]),
+            text(", ".join(lease["subnets"]) or lease["key"]),
+            text(lease["owner"]),
             ", ".join(lease["public"]),
-            _text(lease.get("backend", "")),
+            text(lease.get("backend", "")),
             ", ".join(lease.get("macs", [])),
-            "never" if lease["ttl"] is None else f"in {_duration(lease['ttl'])}",
+            "never" if lease["ttl"] is None else f"in {duration(lease['ttl'])}",
             _state(lease),
         )
     return table
@@ -90,12 +90,12 @@ def leases(result: Sequence[Mapping[str, Any]]) -> Table:
 
 def peers(result: Sequence[Mapping[str, Any]]) -> Table:
     """One row per lease."""
-    table = _table("subnet", "public IP", "way", "MAC", "lease ends", "state")
+    table = grid("subnet", "public IP", "way", "MAC", "lease ends", "state")
     for peer in result:
         table.add_row(
-            _text(", ".join(peer["subnets"]) or peer["key"]),
+            text(", ".join(peer["subnets"]) or peer["key"]),
             ", ".join(peer["public"]),
-            _text(peer["way"]),
+            text(peer["way"]),
             ", ".join(peer.get("macs", [])),
             _until(peer.get("expires")),
             _state(peer),
@@ -107,13 +107,13 @@ def _state(item: Mapping[str, Any]) -> Text:
     """The state of a lease in its colour, and why it is not used (wholly)."""
     state = Text(item["state"], style=STATE_STYLE.get(item["state"], ""))
     if item["reason"]:
-        state.append(_text(f": {item['reason']}"))
+        state.append(text(f": {item['reason']}"))
     return state
 
 
 def routes(result: Sequence[Mapping[str, Any]]) -> Table:
     """One row per route."""
-    table = _table("prefix", "via", "device", "underlay", "MTU")
+    table = grid("prefix", "via", "device", "underlay", "MTU")
     for route in result:
         table.add_row(route["prefix"], route["via"], route["device"], route["underlay"], str(route["mtu"]))
     return table
@@ -121,17 +121,17 @@ def routes(result: Sequence[Mapping[str, Any]]) -> Table:
 
 def pods(result: Sequence[Mapping[str, Any]]) -> Table:
     """One row per interface. A pod whose runtime gave no name has its container's id; the port's own name is last."""
-    table = _table("NAMESPACE", "NAME", "IP", "PORT", "KIND", "AGE", "")
+    table = grid("NAMESPACE", "NAME", "IP", "PORT", "KIND", "AGE", "")
     for item in result:
         pod = item["pod"]
         table.add_row(
-            _text(pod["namespace"] or "-"),
-            _text(pod["name"] or pod["container_id"] or "-"),
+            text(pod["namespace"] or "-"),
+            text(pod["name"] or pod["container_id"] or "-"),
             ", ".join(item["addresses"]),
-            _text(item["name"]),
+            text(item["name"]),
             item["kind"],
-            _duration(max(0.0, time() - item["since"])),
-            _text(item["problem"]),
+            duration(max(0.0, time() - item["since"])),
+            text(item["problem"]),
             style="red" if item["problem"] else None,
         )
     return table
@@ -139,7 +139,7 @@ def pods(result: Sequence[Mapping[str, Any]]) -> Table:
 
 def counters(result: Mapping[str, int], every: bool) -> Table:
     """One row per counter, zeros left out unless `every`."""
-    table = _table("counter")
+    table = grid("counter")
     table.add_column("value", justify="right")
     for name, value in result.items():
         if value or every:
@@ -147,24 +147,26 @@ def counters(result: Mapping[str, int], every: bool) -> Table:
     return table
 
 
-def _table(*columns: str) -> Table:
+def grid(*columns: str) -> Table:
+    """An empty table with these columns."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
 
 
-def _text(value: str) -> Text:
+def text(value: str) -> Text:
     """Text as it is, markup and terminal control characters disarmed: others write keys and values of the store."""
     return Text("".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in value))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """`1:02:03`."""
     return str(timedelta(seconds=int(seconds)))
 
 
 def _until(expires: float | None) -> str:
-    return "never" if expires is None else f"in {_duration(max(0.0, expires - time()))}"
+    return "never" if expires is None else f"in {duration(max(0.0, expires - time()))}"
 
 
 def _words(value: Any) -> str:

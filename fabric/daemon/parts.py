@@ -65,6 +65,9 @@ class Dataplane(Protocol):
     def counters(self) -> dict[str, int]:
         """Counters by flat name."""
 
+    def flows(self, cursor: int, limit: int) -> tuple[list[dict[str, object]], int | None]:
+        """A page of tracked connections, and where the next one begins, None at the end."""
+
     def status(self) -> dict[str, object]:
         """Offloads, threads, sockets, ports."""
 

@@ -342,6 +342,15 @@ class Dataplane:
         total["node_port_overflows"] = _overflows(self.settings.device) if self._ports else 0
         return total
 
+    def flows(self, cursor: int, limit: int) -> tuple[list[dict[str, object]], int | None]:
+        """A page of at most `limit` connections from place `cursor` on, and where the next one begins, None at the end.
+
+        A connection that moves meanwhile may be missing or come twice. Raises DataplaneError without a table.
+        """
+        if self._flows is None:
+            raise DataplaneError("no connections are tracked: the daemon runs with --flow-table 0")
+        return self._flows.page(cursor, limit, int(time.monotonic()))
+
     def status(self) -> dict[str, object]:
         """Offloads in use, threads alive, sockets and ports."""
         return {

@@ -105,6 +105,9 @@ class FakeDataplane:
     def counters(self) -> dict[str, int]:
         return {"egress_packets": 7, "drop_no_route": 0}
 
+    def flows(self, cursor: int, limit: int) -> tuple[list[dict[str, object]], int | None]:
+        return [{"protocol": 6, "place": place} for place in range(cursor, min(cursor + limit, 5))], None
+
     def status(self) -> dict[str, object]:
         return {"offloads": {"udp-gso": True}, "threads": dict(self.threads)}
 
