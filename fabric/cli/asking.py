@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from fabric.cli.who import UnknownNameError
 from fabric.control_client import DEFAULT_RUN_DIR, ControlClient, DaemonRefusedError, DaemonUnavailableError
+from fabric.who import UnknownNameError
 
 
 class Refused(click.ClickException):

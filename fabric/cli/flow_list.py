@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
 
-from fabric.cli.who import Address, Names, Network
 from fabric.control_client import ControlClient
+from fabric.who import Address, Names, Network
 
 PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
 PAGE = 1000

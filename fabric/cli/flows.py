@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from fabric.cli import flow_list, who
+from fabric import who
+from fabric.cli import flow_list
 from fabric.cli.asking import options, refusing
 from fabric.control_client import ControlClient
 

@@ -16,6 +16,7 @@ from fabric.flags import version
 
 LAZY = {
     "adopt": "fabric.cli.adopt",
+    "capture": "fabric.cli.capture",
     "completion": "fabric.cli.completion",
     "flows": "fabric.cli.flows",
     "lab": "fabric.lab.cli",

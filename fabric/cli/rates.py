@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
 
-from fabric.cli.who import Names, name_of_pod
+from fabric.who import Names, name_of_pod
 
 RATES = (
     "egress_packets", "egress_bytes", "ingress_packets", "ingress_bytes", "send_calls", "write_calls",

@@ -26,6 +26,7 @@ from fabric.config import NetConf
 from fabric.daemon import flannel, gone_pods, report, systemd
 from fabric.daemon.cluster import Cluster
 from fabric.daemon.control import ControlServer
+from fabric.daemon.drops import DropWatch
 from fabric.daemon.firewall import Firewall, own_subnets
 from fabric.daemon.forwarding import Forwarding
 from fabric.daemon.interface import External, select
@@ -65,6 +66,7 @@ class Node:
         )
         self.extension: ExtensionBackend | None = None
         self.policy_report: PolicyReport | None = None
+        self.drops = DropWatch(lambda: self.forwarding.dataplane)
         self._parts = parts
         self._conf: NetConf | None = None
         self._external: External | None = None
@@ -150,6 +152,7 @@ class Node:
         await self.supervisor.stop()
         if self._control is not None:
             await self._control.close()
+        self.drops.close()
         if self._metrics is not None:
             await self._metrics.close()
         if self._forwarding is not None:

@@ -33,6 +33,7 @@ def methods(node: Node) -> Mapping[str, Method]:
         "routes": lambda params, passed: routes(node),
         "counters": lambda params, passed: counters(node),
         "flows": lambda params, passed: flows(node, params),
+        "drops": lambda params, passed: drops(node, params),
         "port.add": lambda params, passed: _ready(node).add_port(params, passed),
         "port.delete": lambda params, passed: port_delete(node, params),
         "port.list": lambda params, passed: [item for item in node.pods.endpoints() if item["kind"] in ("tun", "tap")],
@@ -184,6 +185,14 @@ def flows(node: Node, params: Mapping[str, Any]) -> dict[str, Any]:
         raise FabricError(f"flows: cursor must be a whole number from 0, limit one from 1 to {FLOWS}")
     found, after = node.forwarding.dataplane.flows(cursor, limit)
     return {"flows": found, "next": after}
+
+
+def drops(node: Node, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Packets that were refused after the one of number `since`; asking has them taken down for a few seconds."""
+    since = params.get("since")
+    if since is not None and type(since) is not int:
+        raise FabricError("drops: since must be a whole number")
+    return node.drops.read(since)
 
 
 def port_delete(node: Node, params: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,11 +26,12 @@ from fabric.errors import DataplaneError
 from fabric.forward import pod_device
 from fabric.forward.flows import FlowTable
 from fabric.forward.ports import WorkerPort
+from fabric.forward.refused import refused_packet
 from fabric.forward.snapshot import Snapshot
 from fabric.forward.tunnel_gso import TunnelTap, is_virtual, on_link, passes_tunnel_superframes
 from fabric.forward.underlay import Underlay
 from fabric.forward.worker import Worker
-from fabric.model import Address, DataplaneSettings, Encapsulation, Endpoint, ForwardingState
+from fabric.model import Address, DataplaneSettings, Encapsulation, Endpoint, ForwardingState, RefusedPacket
 from tun.device import Device, create
 from tun.errors import DeviceError
 from tun.offload import allowed_features
@@ -55,6 +56,8 @@ class Dataplane:
         self._offloads: dict[str, bool] = {}
         self._past: Counter[str] = Counter()  # counted by workers that were replaced
         self._flows = FlowTable(settings.flows) if settings.flows else None
+        self._recording = False  # what is refused
+        self._past_lost = 0
         self._tap: TunnelTap | None = None
         self._tap_refused = ""  # the interface for which it could not be had
 
@@ -233,6 +236,7 @@ class Dataplane:
             worker = Worker(index, self._underlay.sockets(index), transmit[4], transmit[6])
             worker.set_segmentation(self._offloads["udp-gso"])
             worker.set_batching(self.settings.offload.get("udp-batch", True))
+            worker.record_drops(self._recording)
             self._workers.append(worker)
         self._set_tunnel_gso()
         self._publish()
@@ -325,6 +329,7 @@ class Dataplane:
             thread.join(timeout=5)
         for worker in self._workers:
             self._past.update(worker.counters())
+            self._past_lost += worker.recorded_drops()[1]
         self._threads.clear()
         self._workers.clear()
 
@@ -350,6 +355,21 @@ class Dataplane:
         if self._flows is None:
             raise DataplaneError("no connections are tracked: the daemon runs with --flow-table 0")
         return self._flows.page(cursor, limit, int(time.monotonic()))
+
+    def record_drops(self, enabled: bool) -> None:
+        """Take down the beginning of packets that are refused from now on, or no longer."""
+        self._recording = enabled
+        for worker in self._workers:
+            worker.record_drops(enabled)
+
+    def recorded_drops(self) -> tuple[list[RefusedPacket], int]:
+        """What was taken down since the last call, and how many did not fit into the rings so far."""
+        found, lost = [], self._past_lost
+        for worker in self._workers:
+            records, worker_lost = worker.recorded_drops()
+            found += [refused_packet(record, [port.name for port in self._ports]) for record in records]
+            lost += worker_lost
+        return sorted(found, key=lambda packet: packet.time), lost
 
     def status(self) -> dict[str, object]:
         """Offloads in use, threads alive, sockets and ports."""

@@ -14,6 +14,7 @@ from cython.cimports.encap.receive import RECEIVE_BUFFERS
 from cython.cimports.encap.transmit import QUEUE_MESSAGES
 from cython.cimports.encap.vtep import FORMAT_UDP, FORMAT_VXLAN
 from cython.cimports.fabric.forward.batch import TAP_LINKS, Egress, Link, egress_close, egress_open
+from cython.cimports.fabric.forward.drop_ring import DropRing
 from cython.cimports.fabric.forward.egress import egress_run
 from cython.cimports.fabric.forward.ingress import Ingress, ingress_close, ingress_open, ingress_run
 from cython.cimports.fabric.forward.kernel import ORDERED, atomic_load, atomic_store
@@ -133,6 +134,24 @@ class Worker:
             link.high = network >> 64
             link.low = network & LOW
         self.egress.tap = fd
+
+    def record_drops(self, enabled: bool) -> None:
+        """Take refused packets down from now on, or no longer; also while the threads run. What is not read stays."""
+        if not enabled:
+            self.egress.lane.ring = self.ingress.lane.ring = cython.NULL
+            return
+        if self.egress_ring is None:
+            # Kept for as long as this worker: a thread may hold on to it for a batch.
+            self.egress_ring, self.ingress_ring = DropRing(), DropRing()
+        self.egress.lane.ring = self.egress_ring.ring
+        self.ingress.lane.ring = self.ingress_ring.ring
+
+    def recorded_drops(self) -> tuple:
+        """Records since the last call (`DropRing.read`), and how many were lost so far."""
+        if self.egress_ring is None:
+            return [], 0
+        found = self.egress_ring.read() + self.ingress_ring.read()
+        return found, self.egress_ring.lost + self.ingress_ring.lost
 
     def run_egress(self) -> None:
         """Body of the egress thread; returns after `stop`."""

@@ -80,3 +80,8 @@ def addresses(items: Sequence[Object]) -> frozenset[Address]:
 def subnets(peers: Sequence[Object]) -> tuple[Network, ...]:
     """All prefixes of these peers."""
     return tuple(ip_network(text) for peer in peers for text in peer["subnets"])
+
+
+def publics(peers: Sequence[Object]) -> tuple[Address, ...]:
+    """All public addresses of these peers."""
+    return tuple(ip_address(text) for peer in peers for text in peer["public"])
