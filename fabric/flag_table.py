@@ -71,13 +71,13 @@ FLAGS: tuple[Flag, ...] = (
     Flag("vxlan-reserved", "text", "strict", "reserved VXLAN bits: strict (as Linux) or ignore (RFC 7348)", "ours"),
     Flag("txqueuelen", "int", 1000, "queue length of the node port in packets", "ours"),
     Flag("flow-table", "int", 131072, "connections that can be tracked at once, 120 bytes each; 0 tracks none", "ours"),
+    Flag("metrics-port", "int", 0, "port of the Prometheus metrics (/metrics), 0 is off", "ours"),
+    Flag("metrics-ip", "text", "127.0.0.1", "address of the Prometheus metrics", "ours"),
     Flag("policy-dir", "text", "", "directory of YAML files with network policies", "ours"),
     Flag("store-policy", "bool", False, "network policies from etcd or SQLite, below PREFIX/policy/", "ours"),
     Flag("service-cidr", "list", (), "networks of Service addresses, comma-separated; repeatable", "ours"),
     Flag("log-format", "text", "", "text or json (default: text on a terminal, else json)", "ours"),
     Flag("vmodule", "text", "", "log level by source file", "later"),
     Flag("log_backtrace_at", "text", "", "log a stack trace at a source line", "later"),
-    Flag("metrics-port", "int", 0, "Prometheus port, 0 is off", "later"),
-    Flag("metrics-ip", "text", "127.0.0.1", "Prometheus address", "later"),
 )
 BY_NAME = {flag.name: flag for flag in FLAGS}

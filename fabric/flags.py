@@ -26,7 +26,7 @@ TRUE = ("1", "t", "T", "true", "TRUE", "True")
 FALSE = ("0", "f", "F", "false", "FALSE", "False")
 RANGES = {
     "workers": (1, 8), "txqueuelen": (1, 1_000_000), "healthz-port": (0, 65535), "iptables-resync": (1, 86400),
-    "flow-table": (0, 1 << 26),
+    "flow-table": (0, 1 << 26), "metrics-port": (0, 65535),
 }
 StoreKind = Literal["sqlite", "etcd", "kubernetes"]
 
@@ -97,6 +97,8 @@ class Options:
     txqueuelen: int
     flow_table: int
     policy: PolicyOptions
+    metrics_ip: str
+    metrics_port: int
     log_format: Literal["text", "json"]
     warnings: tuple[str, ...] = ()
 
@@ -257,6 +259,8 @@ def _options(values: Mapping[str, Any], given: set[str], environ: Mapping[str, s
         txqueuelen=values["txqueuelen"],
         flow_table=values["flow-table"],
         policy=_policy(values),
+        metrics_ip=values["metrics-ip"],
+        metrics_port=values["metrics-port"],
         log_format=values["log-format"] or ("text" if sys.stderr.isatty() else "json"),
         warnings=_warnings(values, given),
     )

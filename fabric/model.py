@@ -149,6 +149,25 @@ class DataplaneSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class RefusedPacket:
+    """The beginning of a packet that the data path refused, `length` bytes long. `time` is Unix time in nanoseconds,
+    `reason` a DropReason's name in small letters.
+
+    On the way out (`port` is set) `data` is the IP packet, or with `ethernet` a TAP's frame; on the way in it is the
+    payload of the datagram that came from `source` in the format `encapsulation`.
+    """
+
+    time: int
+    reason: str
+    length: int
+    data: bytes
+    port: str = ""
+    ethernet: bool = False
+    source: Address | None = None
+    encapsulation: Encapsulation | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class KernelRoute:
     """`prefix via gateway dev <device>`: onlink behind a tunnel device (flannel's shape), plain on the underlay."""
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fabric.cli.main import Refused
+from fabric.cli.asking import Refused
 from fabric.daemon.flannel import Flannel
 from fabric.errors import TrafficError
 

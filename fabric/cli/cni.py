@@ -91,7 +91,7 @@ def install(
 
     bandwidth is chained behind it where --bin-dir has it; port mappings are done by the plugin itself.
     """
-    from fabric.cli.main import Refused
+    from fabric.cli.asking import Refused
     from fabric.cni.protocol import is_name
 
     program = Path(sys.executable).with_name(PROGRAM)

@@ -26,6 +26,7 @@ from fabric.config import NetConf
 from fabric.daemon import flannel, gone_pods, report, systemd
 from fabric.daemon.cluster import Cluster
 from fabric.daemon.control import ControlServer
+from fabric.daemon.drops import DropWatch
 from fabric.daemon.firewall import Firewall, own_subnets
 from fabric.daemon.forwarding import Forwarding
 from fabric.daemon.interface import External, select
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from fabric.backend.extension import ExtensionBackend
     from fabric.daemon.health import HealthServer
     from fabric.policing.keeper import PolicyKeeper
+    from fabric.daemon.metrics import MetricsServer
+    from fabric.metrics.policy import PolicyReport
 
 log = logging.getLogger("fabric")
 
@@ -67,6 +70,8 @@ class Node:
         self.extension: ExtensionBackend | None = None
         self.policy: PolicyKeeper | None = None
         self.policy_sources: tuple[str, ...] = ()
+        self.policy_report: PolicyReport | None = None
+        self.drops = DropWatch(lambda: self.forwarding.dataplane)
         self._parts = parts
         self._conf: NetConf | None = None
         self._external: External | None = None
@@ -76,6 +81,7 @@ class Node:
         self._firewall: Firewall | None = None
         self._control: ControlServer | None = None
         self._health: HealthServer | None = None
+        self._metrics: MetricsServer | None = None
         self._had_subnet_file = True
 
     @property
@@ -116,7 +122,7 @@ class Node:
     async def start(self) -> None:
         """Bring the node up to forwarding. Raises FabricError with one line; call `stop` afterwards either way."""
         self._parts.privileges()
-        await self._open_health()
+        await self._open_endpoints()
         self._conf = await self.cluster.config()
         for line in self._conf.warnings:
             log.warning("%s", line)
@@ -152,6 +158,9 @@ class Node:
         await self.supervisor.stop()
         if self._control is not None:
             await self._control.close()
+        self.drops.close()
+        if self._metrics is not None:
+            await self._metrics.close()
         if self._forwarding is not None:
             self._forwarding.close()
         if self._firewall is not None:
@@ -210,12 +219,17 @@ class Node:
             except OSError as error:
                 raise StartError(f"flannel's device {device.link.name} cannot be removed: {error.strerror}") from None
 
-    async def _open_health(self) -> None:
+    async def _open_endpoints(self) -> None:
         if self.options.healthz_port:
             from fabric.daemon.health import HealthServer
 
             self._health = HealthServer(self.options.healthz_ip, self.options.healthz_port, lambda: self.ready)
             await self._health.open()
+        if self.options.metrics_port:
+            from fabric.daemon.metrics import serve
+
+            self._metrics = serve(self)
+            await self._metrics.open()
 
     def _choose(self, stored: Mapping[int, str]) -> External:
         versions: list[Literal[4, 6]] = [network.version for network in self.conf.networks]

@@ -13,7 +13,7 @@ from fabric.daemon.flannel import Flannel
 from fabric.daemon.interface import Host
 from fabric.daemon.kernel import ReconcilerFactory
 from fabric.daemon.own_lease import Identity
-from fabric.model import Address, DataplaneSettings, Encapsulation, Endpoint, ForwardingState, Lease
+from fabric.model import Address, DataplaneSettings, Encapsulation, Endpoint, ForwardingState, Lease, RefusedPacket
 from fabric.state_file import Remembered
 from fabric.store.base import Snapshot, Store
 from fabric.traffic.rules import TrafficState
@@ -71,6 +71,15 @@ class Dataplane(Ports, Protocol):
 
     def counters(self) -> dict[str, int]:
         """Counters by flat name."""
+
+    def flows(self, cursor: int, limit: int) -> tuple[list[dict[str, object]], int | None]:
+        """A page of tracked connections, and where the next one begins, None at the end."""
+
+    def record_drops(self, enabled: bool) -> None:
+        """Take refused packets down from now on, or no longer."""
+
+    def recorded_drops(self) -> tuple[list[RefusedPacket], int]:
+        """Those since the last call, and how many were lost so far."""
 
     def status(self) -> dict[str, object]:
         """Offloads, threads, sockets, ports."""

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from fabric.daemon.pods import Pods
 
 
+FLOWS = 1000
+"""Connections in one answer."""
+
+
 def methods(node: Node) -> Mapping[str, Method]:
     """The control socket's methods."""
     return {
@@ -30,6 +34,8 @@ def methods(node: Node) -> Mapping[str, Method]:
         "routes": lambda params, passed: routes(node),
         "counters": lambda params, passed: counters(node),
         "port.add": lambda params, passed: policing.in_force(node, params, _ready(node).add_port(params, passed)),
+        "flows": lambda params, passed: flows(node, params),
+        "drops": lambda params, passed: drops(node, params),
         "port.delete": lambda params, passed: port_delete(node, params),
         "port.list": lambda params, passed: [item for item in node.pods.endpoints() if item["kind"] in ("tun", "tap")],
         "endpoint.add": lambda params, passed: policing.in_force(node, params, node.pods.add_endpoint(params)),
@@ -173,6 +179,23 @@ def counters(node: Node) -> dict[str, int]:
         **node.pods.counters(),
     }
     return {**node.forwarding.dataplane.counters(), **own}
+
+
+def flows(node: Node, params: Mapping[str, Any]) -> dict[str, Any]:
+    """A page of the flow table: at most `limit` connections from `cursor` on; `next` is the next page's cursor."""
+    cursor, limit = params.get("cursor", 0), params.get("limit", FLOWS)
+    if type(cursor) is not int or type(limit) is not int or not 0 <= cursor < 1 << 31 or not 1 <= limit <= FLOWS:
+        raise FabricError(f"flows: cursor must be a whole number from 0, limit one from 1 to {FLOWS}")
+    found, after = node.forwarding.dataplane.flows(cursor, limit)
+    return {"flows": found, "next": after}
+
+
+def drops(node: Node, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Packets that were refused after the one of number `since`; asking has them taken down for a few seconds."""
+    since = params.get("since")
+    if since is not None and type(since) is not int:
+        raise FabricError("drops: since must be a whole number")
+    return node.drops.read(since)
 
 
 def port_delete(node: Node, params: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,12 +27,13 @@ from fabric.forward import kept, node_device, pod_device
 from fabric.forward.flows import FlowTable
 from fabric.forward.policies import Denied, Policies
 from fabric.forward.ports import WorkerPort
+from fabric.forward.refused import refused_packet
 from fabric.forward.snapshot import Snapshot
 from fabric.forward.tables import Tables
 from fabric.forward.tunnel_gso import TunnelTap, is_virtual, on_link, passes_tunnel_superframes
 from fabric.forward.underlay import Underlay
 from fabric.forward.worker import Worker
-from fabric.model import Address, DataplaneSettings, Encapsulation, Endpoint, ForwardingState
+from fabric.model import Address, DataplaneSettings, Encapsulation, Endpoint, ForwardingState, RefusedPacket
 from fabric.policy import PolicySnapshot
 from tun.device import Device
 from tun.errors import DeviceError
@@ -60,6 +61,8 @@ class Dataplane:
         self._offloads: dict[str, bool] = {}
         self._past: Counter[str] = Counter()  # counted by workers that were replaced
         self._flows = FlowTable(settings.flows) if settings.flows else None
+        self._recording = False  # what is refused
+        self._past_lost = 0
         self._tap: TunnelTap | None = None
         self._tap_refused = ""  # the interface for which it could not be had
 
@@ -266,6 +269,7 @@ class Dataplane:
             worker = Worker(index, self._underlay.sockets(index), transmit[4], transmit[6])
             worker.set_segmentation(self._offloads["udp-gso"])
             worker.set_batching(self.settings.offload.get("udp-batch", True))
+            worker.record_drops(self._recording)
             self._workers.append(worker)
         self._set_tunnel_gso()
         self._publish()
@@ -358,6 +362,7 @@ class Dataplane:
             thread.join(timeout=5)
         for worker in self._workers:
             self._past.update(worker.counters())
+            self._past_lost += worker.recorded_drops()[1]
         self._threads.clear()
         self._workers.clear()
 
@@ -382,10 +387,35 @@ class Dataplane:
     def denied(self) -> list[Denied]:
         """Flows that policy has refused since the last call: a sample, at most the last 128 of each thread."""
         return self._policies.describe(record for worker in self._workers for record in worker.denied())
+
     def beats(self) -> dict[str, int]:
         """Wake every thread; a number for each that has changed by the next call unless the thread hangs."""
         counted = [beat for worker in self._workers for beat in worker.beat()]
         return {thread.name: beat for thread, beat in zip(self._threads, counted, strict=True)}
+
+    def flows(self, cursor: int, limit: int) -> tuple[list[dict[str, object]], int | None]:
+        """A page of at most `limit` connections from place `cursor` on, and where the next one begins, None at the end.
+
+        A connection that moves meanwhile may be missing or come twice. Raises DataplaneError without a table.
+        """
+        if self._flows is None:
+            raise DataplaneError("no connections are tracked: the daemon runs with --flow-table 0")
+        return self._flows.page(cursor, limit, int(time.monotonic()))
+
+    def record_drops(self, enabled: bool) -> None:
+        """Take down the beginning of packets that are refused from now on, or no longer."""
+        self._recording = enabled
+        for worker in self._workers:
+            worker.record_drops(enabled)
+
+    def recorded_drops(self) -> tuple[list[RefusedPacket], int]:
+        """What was taken down since the last call, and how many did not fit into the rings so far."""
+        found, lost = [], self._past_lost
+        for worker in self._workers:
+            records, worker_lost = worker.recorded_drops()
+            found += [refused_packet(record, [port.name for port in self._ports]) for record in records]
+            lost += worker_lost
+        return sorted(found, key=lambda packet: packet.time), lost
 
     def status(self) -> dict[str, object]:
         """Offloads in use, threads alive, sockets and ports."""

@@ -26,6 +26,7 @@ from cython.cimports.encap.inner import IPPROTO_UDP, Inner, parse, unicast4, uni
 from cython.cimports.encap.net import poll
 from cython.cimports.encap.vtep import FORMAT_NONE, NO_VTEP, find_vtep
 from cython.cimports.fabric.forward.batch import ARENA_SIZE, FRAME_ROOM, HEADROOM, egress_flush
+from cython.cimports.fabric.forward.drop_ring import FROM_PORT, FROM_PORT_ETHERNET, Ring, ring_record
 from cython.cimports.fabric.forward.ethernet import unwrap
 from cython.cimports.fabric.forward.flow_track import BY_NODE_PORT, REFUSED_SHIFT, track, track_batch
 from cython.cimports.fabric.forward.icmp import HOST_UNREACHABLE, NET_UNREACHABLE
@@ -145,6 +146,7 @@ def drain_port(e, g, position):
     base: cython.pointer(uint8_t)
     n: cython.Py_ssize_t
     link: uint32_t
+    ring: cython.pointer(Ring) = e.lane.ring
     _turn: uint32_t
     for _turn in range(BUDGET):
         if e.fill > ARENA_SIZE - HEADROOM:
@@ -172,14 +174,19 @@ def drain_port(e, g, position):
         base += VNET_HEADER_SIZE
         n -= VNET_HEADER_SIZE
         link = 0
+        e.lane.refused = DropReason.PASS
         if g.ports[position].ethernet:
             link = LINK_HEADER
             if not unwrap(
                 e, cython.address(g.ports[position]), base, cython.cast(uint32_t, n), cython.address(vnet)
             ):
+                if ring != cython.NULL and e.lane.refused:
+                    ring_record(ring, FROM_PORT_ETHERNET, e.lane.refused, position, base, cython.cast(uint32_t, n))
                 continue
         if egress_frame(e, g, position, base + link, cython.cast(uint32_t, n) - link, cython.address(vnet)):
             e.fill += cython.cast(uint32_t, n) + HEADROOM
+        elif ring != cython.NULL and e.lane.refused:
+            ring_record(ring, FROM_PORT, e.lane.refused, position, base + link, cython.cast(uint32_t, n) - link)
 
 
 def route_of(e, g, inner):

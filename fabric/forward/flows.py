@@ -33,6 +33,7 @@ from cython.cimports.posix.mman import MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, P
 DEFAULT_FLOWS = 131_072
 MOST_FLOWS = 1 << 26
 QUOTA_SHARE = 8
+PLACES = 1 << 16
 BYTES_PER_FLOW = cython.sizeof(Flow) + cython.sizeof(FlowRest) + cython.sizeof(Bucket) // WAYS
 COUNTS = (
     "inserted", "expired", "replaced", "evicted_closing", "evicted_embryonic", "forgotten", "refused_full",
@@ -162,6 +163,27 @@ class FlowTable:
             ) and expires > seconds:
                 out.append(self._describe(cython.address(flow), cython.address(rest), expires - seconds, seconds))
         return out
+
+    def page(self, start: int, limit: int, now: int) -> tuple:
+        """At most `limit` of the flows that have not expired by `now`, from place `start` on, and the place to go on
+        from, None at the end. At most PLACES places are looked at, so a page may be empty."""
+        out: list = []
+        flow: Flow
+        rest: FlowRest
+        expires: uint32_t = 0
+        index: uint32_t
+        seconds: uint32_t = now
+        places = self.capacity
+        last = min(places, start + PLACES)
+        for index in range(min(start, places), last):
+            if flow_read(
+                self.table, index, cython.address(flow), cython.address(rest), cython.address(expires)
+            ) and expires > seconds:
+                out.append(self._describe(cython.address(flow), cython.address(rest), expires - seconds, seconds))
+                if len(out) >= limit:
+                    last = index + 1
+                    break
+        return out, None if last >= places else last
 
     def _describe(self, flow, rest, left, now):
         """One flow for people, from the side of the end that began it."""

@@ -10,6 +10,7 @@ cdef struct Ingress:
     Lane lane
     Receiver receiver
     Merger merger
+    uint64_t parks               # wake-ups of the parked thread
     uint32_t watched             # sockets this thread reads: the first so many of `Shared`
     uint32_t drops_seen[4]       # per socket, SO_RXQ_OVFL as last reported
     uint64_t datagrams           # received, whatever became of them

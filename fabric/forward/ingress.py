@@ -44,6 +44,7 @@ from cython.cimports.encap.transmit import (
 )
 from cython.cimports.encap.vtep import FORMAT_NONE, FORMAT_VXLAN, NO_VTEP, Vtep, find_vtep
 from cython.cimports.encap.vxlan import ENCAPSULATION, ETHERTYPE_IPV6, check_ethernet, check_header, stamp
+from cython.cimports.fabric.forward.drop_ring import ring_record_from
 from cython.cimports.fabric.forward.ethernet import deliver
 from cython.cimports.fabric.forward.flow_table import UNDERLAY_ENTRY
 from cython.cimports.fabric.forward.flow_track import BY_NODE_PORT, REFUSED_SHIFT, track, track_batch
@@ -208,6 +209,10 @@ def refuse_message(s, m, form, reason):
         size = (m.length + m.gso_size - 1) // m.gso_size
     s.datagrams += size
     s.lane.drops[reason] += size
+    if s.lane.ring != cython.NULL:
+        ring_record_from(
+            s.lane.ring, reason, m.family, m.high, m.low, form, m.data, m.gso_size if size > 1 else m.length
+        )
 
 
 def inner_superframe(m, form):
@@ -254,6 +259,8 @@ def take_message(s, g, m, form):
         reason = take_datagram(s, g, m, form, position, m.data + offset, size, hint)
         if reason != DropReason.PASS:
             s.lane.drops[reason] += 1
+            if s.lane.ring != cython.NULL:
+                ring_record_from(s.lane.ring, reason, m.family, m.high, m.low, form, m.data + offset, size)
         offset += size
 
 

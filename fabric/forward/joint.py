@@ -102,3 +102,4 @@ def park(s):
     waiting.revents = 0
     poll(cython.address(waiting), 1, -1)
     read(s.lane.wake, cython.address(token), 8)
+    s.parks += 1

@@ -2,6 +2,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from encap.drops cimport DropReason
 from encap.transmit cimport Transmitter
+from fabric.forward.drop_ring cimport Ring
 from fabric.forward.flow_track cimport Tracker
 from fabric.forward.icmp cimport IcmpLimiter
 from fabric.forward.snapshot cimport Generation, PortEntry
@@ -29,6 +30,8 @@ cdef struct Lane:
     int wake                     # eventfd
     int epoll
     uint64_t drops[64]           # by DropReason
+    Ring* ring                   # NULL: nobody asks what is refused
+    int refused                  # reason of the last drop
     uint64_t packets             # inner packets forwarded (a superframe counts its segments)
     uint64_t bytes               # their inner IP bytes
     uint64_t superframes
@@ -55,3 +58,4 @@ cdef bint write_port(Lane* lane, const PortEntry* port, const VnetHeader* vnet, 
 
 cdef inline void drop(Lane* lane, int reason) noexcept nogil:
     lane.drops[reason] += 1
+    lane.refused = reason

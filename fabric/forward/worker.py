@@ -15,6 +15,7 @@ from cython.cimports.encap.transmit import QUEUE_MESSAGES
 from cython.cimports.encap.vtep import FORMAT_UDP, FORMAT_VXLAN
 from cython.cimports.fabric.forward.batch import TAP_LINKS, Egress, Link, egress_close, egress_open
 from cython.cimports.fabric.forward.denials import read_denials
+from cython.cimports.fabric.forward.drop_ring import DropRing
 from cython.cimports.fabric.forward.egress import egress_run
 from cython.cimports.fabric.forward.ingress import Ingress, ingress_close, ingress_open, ingress_run
 from cython.cimports.fabric.forward.kernel import ORDERED, atomic_load, atomic_store
@@ -137,6 +138,24 @@ class Worker:
             link.low = network & LOW
         self.egress.tap = fd
 
+    def record_drops(self, enabled: bool) -> None:
+        """Take refused packets down from now on, or no longer; also while the threads run. What is not read stays."""
+        if not enabled:
+            self.egress.lane.ring = self.ingress.lane.ring = cython.NULL
+            return
+        if self.egress_ring is None:
+            # Kept for as long as this worker: a thread may hold on to it for a batch.
+            self.egress_ring, self.ingress_ring = DropRing(), DropRing()
+        self.egress.lane.ring = self.egress_ring.ring
+        self.ingress.lane.ring = self.ingress_ring.ring
+
+    def recorded_drops(self) -> tuple:
+        """Records since the last call (`DropRing.read`), and how many were lost so far."""
+        if self.egress_ring is None:
+            return [], 0
+        found = self.egress_ring.read() + self.ingress_ring.read()
+        return found, self.egress_ring.lost + self.ingress_ring.lost
+
     def run_egress(self) -> None:
         """Body of the egress thread; returns after `stop`."""
         with cython.nogil:
@@ -167,7 +186,7 @@ class Worker:
 
         A thread that never sleeps counts its datagrams instead.
         """
-        beats = (self.egress.lane.wakeups, self.ingress.lane.wakeups + self.ingress.datagrams)
+        beats = (self.egress.lane.wakeups, self.ingress.lane.wakeups + self.ingress.datagrams + self.ingress.parks)
         self.wake()
         return beats
 

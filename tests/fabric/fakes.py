@@ -16,7 +16,7 @@ from fabric.daemon.node import Node
 from fabric.daemon.parts import Parts
 from fabric.daemon.sources import SqliteSource
 from fabric.errors import DataplaneError, FabricError
-from fabric.model import Address, DataplaneSettings, Encapsulation, Endpoint, ForwardingState, Network
+from fabric.model import Address, DataplaneSettings, Encapsulation, Endpoint, ForwardingState, Network, RefusedPacket
 from fabric.store.base import Store
 from fabric.traffic.rules import TrafficState
 from routes.lookup import InterfaceAddress
@@ -53,6 +53,7 @@ class FakeDataplane:
         self.threads = {"egress": True, "ingress": True}
         self.hanging: set[str] = set()
         self.beaten = 0
+        self.refused: list[RefusedPacket] = []
         self.required: frozenset[Encapsulation] = frozenset()
         self.unavailable: dict[Encapsulation, str] = {}
 
@@ -110,6 +111,16 @@ class FakeDataplane:
 
     def counters(self) -> dict[str, int]:
         return {"egress_packets": 7, "drop_no_route": 0}
+
+    def flows(self, cursor: int, limit: int) -> tuple[list[dict[str, object]], int | None]:
+        return [{"protocol": 6, "place": place} for place in range(cursor, min(cursor + limit, 5))], None
+
+    def record_drops(self, enabled: bool) -> None:
+        self.journal.step(f"record_drops {enabled}")
+
+    def recorded_drops(self) -> tuple[list[RefusedPacket], int]:
+        found, self.refused = self.refused, []
+        return found, 0
 
     def status(self) -> dict[str, object]:
         return {"offloads": {"udp-gso": True}, "threads": dict(self.threads)}
