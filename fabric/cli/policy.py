@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from fabric.cli.asking import Refused, ask
 from fabric.control_client import DEFAULT_RUN_DIR
 
 MAX_OBJECT = 60 << 10
@@ -105,8 +106,6 @@ def _end(end: Mapping[str, Any]) -> str:
 @_run_dir
 def apply(filename: str, run_dir: str) -> None:
     """Write the objects of a file into the daemon's --policy-dir, or its store."""
-    from fabric.cli.main import Refused
-
     objects = read_objects(filename)
     if not objects:
         raise Refused(f"{filename} has no objects")
@@ -120,7 +119,6 @@ def apply(filename: str, run_dir: str) -> None:
 
 def read_objects(filename: str) -> list[dict[str, Any]]:
     """The objects of a file. Raises Refused with one line."""
-    from fabric.cli.main import Refused
     from fabric.policing.documents import DocumentError, parse_documents
 
     try:
@@ -187,8 +185,6 @@ def _waits(done: Mapping[str, Any]) -> str:
 
 
 def _ask(run_dir: str, method: str, params: dict[str, Any] | None = None) -> Any:
-    from fabric.cli.main import ask
-
     return ask(run_dir, method, params)
 
 

@@ -45,9 +45,9 @@ from fabric.policing import door as policing
 if TYPE_CHECKING:
     from fabric.backend.extension import ExtensionBackend
     from fabric.daemon.health import HealthServer
-    from fabric.policing.keeper import PolicyKeeper
     from fabric.daemon.metrics import MetricsServer
     from fabric.metrics.policy import PolicyReport
+    from fabric.policing.keeper import PolicyKeeper
 
 log = logging.getLogger("fabric")
 
