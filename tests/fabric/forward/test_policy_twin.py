@@ -58,6 +58,8 @@ class Machine:
         null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         self.ports = [NullPort(null)]
         for pod in world.pods:
+            if pod.host_network:
+                continue
             self.ports.append(NullPort(null, 1450, tuple(map(str, pod.addresses))))
             self.ports[-1].name = pod.name
         self.table = FlowTable(4096, 1 << 20)
