@@ -107,7 +107,8 @@ def random_packet(r: Random, machine: Machine, sent: list[Packet]) -> Packet:
         echo = r.choice((ASK, ANSWER)) if packet.echo else ""
         flags = r.choice(FLAGS) if seen.protocol == TCP else 0
         return Packet(Seen(seen.protocol, *ends, flags, machine.entry(ends[0][0]), NOW), echo)
-    family = machine.world.addresses[r.random() < 0.3]
+    four, six = machine.world.addresses
+    family = six if len(six) > 1 and r.random() < 0.3 else four
     protocol = r.choice((TCP, TCP, TCP, UDP, SCTP, ICMPV6 if ":" in family[0] else ICMP))
     source, destination = r.sample(family, 2)
     ports = (r.choice((80, 1000)), r.choice((*PORTS, 82, 9999)))
