@@ -23,13 +23,12 @@ from cython.cimports.encap.drops import DropReason
 from cython.cimports.encap.inner import IPPROTO_ICMP, IPPROTO_ICMPV6
 from cython.cimports.fabric.forward.enforcement import is_service
 from cython.cimports.fabric.forward.flow_table import NODE_ENTRY, UNDERLAY_ENTRY
-from cython.cimports.fabric.forward.snapshot import KIND_SHIFT, POSITION_MASK, TO_PORT
+from cython.cimports.fabric.forward.snapshot import KIND_SHIFT, POSITION_MASK, TO_PORT, Generation
 from cython.cimports.fabric.policy.judge import (
     EGRESS,
     INGRESS,
     NO_RULE,
     PolicyEntry,
-    PolicyTables,
     Question,
     find_entry,
     judge,
@@ -110,15 +109,34 @@ def is_pod(route: uint32_t, own: cython.bint) -> cython.bint:
 @cython.nogil
 @cython.exceptval(check=False)
 def is_unknown(
-    tables: cython.pointer(cython.const[PolicyTables]), route: uint32_t, own: cython.bint, family: uint8_t,
+    g: cython.pointer(cython.const[Generation]), route: uint32_t, own: cython.bint, family: uint8_t,
     high: uint64_t, low: uint64_t,
 ) -> cython.bint:
-    """Whether the address is that of a local pod of which the policy was not compiled."""
+    """Whether the address is that of a local pod for which the policy was not compiled.
+
+    One that it has for a pod of another node, or of none, is among them: no rules of its own were compiled.
+    """
     if not is_pod(route, own):
         return False
-    entry: cython.pointer(cython.const[PolicyEntry]) = find_entry(tables, family, high, low)
-    # Behind the node port an address of the lease may be the host's, such as a bridge's.
-    return not entry.owner and not (entry.is_node and route & POSITION_MASK == 0)
+    entry: cython.pointer(cython.const[PolicyEntry]) = find_entry(g.rules.tables, family, high, low)
+    if entry.is_node:
+        # Behind the node port an address of the lease may be the host's, such as a bridge's.
+        return route & POSITION_MASK != 0
+    if not entry.owner:
+        return True
+    node: uint32_t = own_node(g)
+    return node != 0 and entry.node != node
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def own_node(g: cython.pointer(cython.const[Generation])) -> uint32_t:
+    """The policy's number of this node, by an address of it; 0 where the policy has none."""
+    entry: cython.pointer(cython.const[PolicyEntry]) = find_entry(g.rules.tables, 4, 0, g.underlay4)
+    if not entry.is_node:
+        entry = find_entry(g.rules.tables, 6, g.underlay_high6, g.underlay_low6)
+    return entry.node if entry.is_node else 0
 
 
 def gate(g, q, entry, settled):
@@ -132,8 +150,8 @@ def gate(g, q, entry, settled):
         return DropReason.PASS
     if g.rules.tables == cython.NULL:
         return DropReason.POLICY_MISSING if is_pod(source, from_own) or is_pod(target, to_own) else DropReason.PASS
-    if is_unknown(g.rules.tables, source, from_own, q.family, q.src_high, q.src_low) or is_unknown(
-        g.rules.tables, target, to_own, q.family, q.dst_high, q.dst_low
+    if is_unknown(g, source, from_own, q.family, q.src_high, q.src_low) or is_unknown(
+        g, target, to_own, q.family, q.dst_high, q.dst_low
     ):
         return DropReason.POLICY_UNKNOWN_POD
     if (

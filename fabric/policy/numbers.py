@@ -6,9 +6,6 @@ from bisect import bisect_right
 
 from fabric.policy.rules import DIRECTIONS, Policy
 
-UNKNOWN = "unknown rule"
-"""The name of a rule that is long gone."""
-
 
 class Numbers:
     """`describe` works for every policy that is in force, and for replaced ones until 1,000 more have gone."""
@@ -31,9 +28,8 @@ class Numbers:
         self.old.append(base)
         if len(self.old) > 1_000:
             gone = self.old.pop(0)
-            # Another list: policies are compiled in one thread while another describes.
-            self.bases = [base for base in self.bases if base != gone]
             del self.owners[gone]
+            self.bases.remove(gone)
 
     def default(self, tier: str, direction: int) -> int:
         """The number of the end of a tier, where what no rule matched is denied."""
@@ -43,14 +39,11 @@ class Numbers:
         return self.defaults[key]
 
     def describe(self, number: int) -> str:
-        bases = self.bases
-        at = bisect_right(bases, number) - 1
-        owner = self.owners.get(bases[at]) if at >= 0 else None
-        if owner is None:
-            return UNKNOWN
-        offset = number - bases[at]
+        at = bisect_right(self.bases, number) - 1
+        owner = self.owners[self.bases[at]] if at >= 0 else "unknown rule"
+        offset = number - self.bases[at] if at >= 0 else 0
         if isinstance(owner, str):
-            return owner if offset == 0 else UNKNOWN
+            return owner if offset == 0 else "unknown rule"
         for rules in owner.rules:
             if rules is None:
                 continue
@@ -58,4 +51,4 @@ class Numbers:
                 rule = rules[offset]
                 return f"{owner.title} {rule.path}" + (f" ({rule.name})" if rule.name else "")
             offset -= len(rules)
-        return UNKNOWN
+        return "unknown rule"

@@ -125,15 +125,17 @@ def policy(
     return {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata, "spec": spec}
 
 
-def compile_for(node: str, policies: Sequence[Object], known: Sequence[str] = tuple(HOMES)) -> PolicySnapshot:
-    """What `node` judges by when these pods are known."""
+def compile_for(
+    node: str, policies: Sequence[Object], known: Sequence[str] = tuple(HOMES), homes: Mapping[str, str] = HOMES
+) -> PolicySnapshot:
+    """What `node` judges by when these pods are known, at home on these nodes."""
     world = Policies(lambda pod: pod.node == node)
     world.set_namespace(Namespace("default"))
-    for each in ("node1", "node2"):
-        world.set_node(PolicyNode(each, {}, ()))
+    for number in (1, 2):
+        world.set_node(PolicyNode(f"node{number}", {}, (ip_address(f"127.0.0.{number}"),)))
     for name in known:
         addresses = (ip_address(address(name, 4)), ip_address(address(name, 6)))
-        world.set_pod(Pod("default", name, {"pod": name}, addresses, HOMES[name]))
+        world.set_pod(Pod("default", name, {"pod": name}, addresses, homes[name]))
     for item in policies:
         result = world.apply(object_key(item), item)
         assert result.error is None, result.error

@@ -15,6 +15,7 @@ from fabric.forward.snapshot import Snapshot
 from tests.fabric.forward.harness import Fabric
 from tests.fabric.forward.naive_flows import NODE, UNDERLAY
 from tests.fabric.forward.policed import (
+    HOMES,
     PASSED,
     SERVICE,
     SERVICE_NETWORKS,
@@ -22,6 +23,7 @@ from tests.fabric.forward.policed import (
     address,
     allow,
     block,
+    compile_for,
     packet,
     ping,
     policy,
@@ -173,6 +175,18 @@ def test_so_is_one_behind_the_node_port(cluster: Cluster, family: int) -> None:
     assert cluster.send("bridged", "c", tcp(80), family) == UNKNOWN
     assert cluster.send("c", "bridged", tcp(80), family) == UNKNOWN
     assert cluster.send("a", "bridged", tcp(80), family) == UNKNOWN
+
+
+@FAMILIES
+@pytest.mark.parametrize("home", ["node2", ""])
+def test_one_that_is_known_elsewhere_is_cut_off(cluster: Cluster, home: str, family: int) -> None:
+    """b has moved here, or nobody has said yet that it lives here: no rules of its own were compiled."""
+    cluster.put(compile_for("node1", [policy("b", ingress=[])], homes={**HOMES, "b": home}), None)
+    for other in ("a", "c", "outside"):
+        assert cluster.send(other, "b", tcp(80), family) == UNKNOWN
+        assert cluster.send("b", other, tcp(80), family) == UNKNOWN
+    cluster.apply(policy("b", ingress=[]))
+    assert cluster.send("a", "b", tcp(80), family) == INGRESS
 
 
 def test_a_port_that_comes_later_is_closed_at_once(fabric: Fabric) -> None:
