@@ -19,7 +19,7 @@ from fabric.daemon.saver import Saver
 from fabric.errors import DataplaneError
 from fabric.model import Address, Network
 from fabric.policing import last_good, objects
-from fabric.policing.compiler import Compiler, Outcome
+from fabric.policing.compiler import Compiler, Known, Outcome
 from fabric.policing.documents import Given
 from fabric.policing.histogram import Histogram
 from fabric.policing.source import PolicySource
@@ -170,10 +170,11 @@ class PolicyKeeper:
         for source in self.sources:
             await source.close()
 
-    async def ask(self, question: Callable[[Compiler], Answer]) -> Answer:
-        """The answer to a question about what is in force, worked out in a thread."""
+    async def ask(self, question: Callable[[Known], Answer]) -> Answer:
+        """The answer to a question about what is in force, worked out in a thread beside everything else."""
         async with self._compiling:
-            return await asyncio.to_thread(question, self._compiler)
+            known = self._compiler.known()
+        return await asyncio.to_thread(question, known)
 
     def problems(self) -> list[str]:
         """What is not as it should be, one line each."""

@@ -117,7 +117,7 @@ def test_the_list_has_policies_with_state_and_place() -> None:
 def explained(source: str, target: str, port: str, *more: Mapping[str, Any]) -> dict[str, Any]:
     compiler = Compiler("n1")
     compiler.compile(world(*PODS, parse_documents(ALLOW.encode(), "web.yaml")[0], *more))
-    return answers.explanation(compiler, source, target, port)
+    return answers.explanation(compiler.known(), source, target, port)
 
 
 @pytest.mark.parametrize(
