@@ -76,6 +76,7 @@ def explained(found: Mapping[str, Any]) -> list[str]:
             how = f" by {tier['rule']}{place}" if matched else ", no rule matches"
             lines.append(f"{direction} of the {end}, tier {tier['tier']}: {tier['action']}{how}")
             lines.append(f"  asked: {', '.join(tier['policies'])}")
+    lines += [f"note: {found['note']}"] if found["note"] else []
     return [_plain(line) for line in lines]
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from typing import Any
 
 from fabric.errors import FabricError
+from fabric.model import Network
 from fabric.policing import objects
 from fabric.policing.compiler import Known, Outcome
 from fabric.policing.documents import Given
 from fabric.policy import Pod, PolicySnapshot, explain
 from fabric.policy.rules import PROTOCOLS, Action
 
+SERVICE = (
+    "the target is a Service's address: packets to it are not judged, but when they come back with the address of one of "
+    "its pods; ask for that"
+)
 WORDS = {Action.ALLOW: "allowed", Action.DENY: "denied", Action.PASS: "passed on"}
 
 
@@ -60,11 +65,13 @@ def parse_port(text: str) -> tuple[str, int | None]:
     return name, int(port) if port else None
 
 
-def explanation(known: Known, source: str, target: str, port_text: str) -> dict[str, Any]:
+def explanation(
+    known: Known, source: str, target: str, port_text: str, services: Sequence[Network] = ()
+) -> dict[str, Any]:
     """The verdict on a new flow from `source` to `target`, with every tier that was asked at both ends.
 
     An end is an address or a pod as `NAMESPACE/NAME`; of several addresses the pair of one family is taken, IPv4
-    first. Raises QuestionError.
+    first. `services` are the networks of Service addresses. Raises QuestionError.
     """
     protocol, port = parse_port(port_text)
     ends = _ends(known, source), _ends(known, target)
@@ -95,6 +102,7 @@ def explanation(known: Known, source: str, target: str, port_text: str) -> dict[
         "protocol": protocol,
         "port": port,
         "tiers": tiers,
+        "note": SERVICE if any(pair[1] in network for network in services) else "",
     }
 
 

@@ -50,7 +50,7 @@ async def explain(keeper: PolicyKeeper, params: Mapping[str, Any]) -> dict[str, 
     source, target, port = (_text(params, name, "policy.explain") for name in ("source", "target", "port"))
     if not keeper.number:
         raise FabricError("no policy is in force yet, pods are closed: see fabricctl policy list")
-    return await keeper.ask(lambda known: answers.explanation(known, source, target, port))
+    return await keeper.ask(lambda known: answers.explanation(known, source, target, port, keeper.services))
 
 
 async def diff(keeper: PolicyKeeper, params: Mapping[str, Any]) -> dict[str, Any]:

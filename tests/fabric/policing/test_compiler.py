@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -134,6 +135,15 @@ def explained(source: str, target: str, port: str, *more: Mapping[str, Any]) -> 
 def test_explanations(source: str, target: str, port: str, allowed: bool, place: str) -> None:
     found = explained(source, target, port)
     assert (found["allowed"], found["place"]) == (allowed, place)
+
+
+def test_a_services_address_is_pointed_out() -> None:
+    compiler = Compiler("n1")
+    compiler.compile(world(*PODS))
+    services = [ip_network("10.96.0.0/12")]
+    notes = [answers.explanation(compiler.known(), "shop/web", target, "80", services)["note"]
+             for target in ("10.96.0.10", "10.244.2.6")]  # fmt: skip
+    assert notes == [answers.SERVICE, ""]
 
 
 def test_both_ends_are_explained_wherever_they_are() -> None:
