@@ -15,8 +15,8 @@ from fabric.policy import Pod, PolicySnapshot, explain
 from fabric.policy.rules import PROTOCOLS, Action
 
 SERVICE = (
-    "the target is a Service's address: packets to it are not judged, but when they come back with the address of one of "
-    "its pods; ask for that"
+    "the target is a Service's address: packets to it are not judged, but when they come back with the address of "
+    "one of its pods; ask for that"
 )
 WORDS = {Action.ALLOW: "allowed", Action.DENY: "denied", Action.PASS: "passed on"}
 
