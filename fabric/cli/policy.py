@@ -172,7 +172,8 @@ def diff(filename: str | None, run_dir: str, as_json: bool) -> None:
 @policy.command()
 @_run_dir
 @_as_json
-def hits(run_dir: str, as_json: bool) -> None:
+@click.option("--all", "every", is_flag=True, help="show rules that have decided none, too")
+def hits(run_dir: str, as_json: bool, every: bool) -> None:
     """How many flows each rule has decided on this node since the daemon started."""
     found: Sequence[Mapping[str, Any]] = _ask(run_dir, "policy.hits")
     if as_json:
@@ -180,7 +181,7 @@ def hits(run_dir: str, as_json: bool) -> None:
         return
     from fabric.cli import tables
 
-    tables.print_hits(found)
+    tables.print_hits([item for item in found if every or item["hits"]])
 
 
 def _waits(done: Mapping[str, Any]) -> str:

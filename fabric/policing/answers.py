@@ -11,6 +11,7 @@ from fabric.model import Network
 from fabric.policing import objects
 from fabric.policing.compiler import Known, Outcome
 from fabric.policing.documents import Given
+from fabric.policing.hits import RuleInForce
 from fabric.policy import Pod, PolicySnapshot, explain
 from fabric.policy.rules import PROTOCOLS, Action
 
@@ -142,8 +143,9 @@ class _Places:
         return given.place(words[2] if len(words) > 2 else "") if given else ""
 
 
-def hits(counts: Mapping[str, int], accepted: Mapping[str, Given]) -> list[dict[str, Any]]:
-    """One item for each rule, most hits first."""
-    places = _Places(accepted)
-    items = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return [{"rule": rule, "hits": count, "place": places.of(rule)} for rule, count in items]
+def hits(counts: Mapping[str, int], rules: Sequence[RuleInForce]) -> list[dict[str, Any]]:
+    """One item for each rule in force, and for each that is not any more but was counted; most hits first."""
+    places = {rule.description: rule.place for rule in rules}
+    every = {**dict.fromkeys(places, 0), **counts}
+    items = sorted(every.items(), key=lambda item: (-item[1], item[0]))
+    return [{"rule": rule, "hits": count, "place": places.get(rule, "")} for rule, count in items]

@@ -22,6 +22,7 @@ from fabric.policing import last_good, objects
 from fabric.policing.compiler import Compiler, Known, Outcome
 from fabric.policing.documents import Given
 from fabric.policing.histogram import Histogram
+from fabric.policing.hits import RuleInForce, Rules
 from fabric.policing.source import PolicySource
 from fabric.policing.world import World
 from fabric.policy import PolicySnapshot
@@ -87,6 +88,7 @@ class PolicyKeeper:
         self._turned = asyncio.Event()
         self._unset = False  # the data path has not taken the last snapshot
         self._problem = ""
+        self._rules = Rules()
         self._known: dict[str, Mapping[str, Given]] = {}
         self._said: set[str] = set()
         self._pause = BURST_SECONDS
@@ -145,6 +147,10 @@ class PolicyKeeper:
     async def news(self) -> None:
         """Wait until something is compiled anew."""
         await self._turned.wait()
+
+    def rules(self) -> tuple[RuleInForce, ...]:
+        """Every rule in force."""
+        return self._rules.of(self.outcome.accepted)
 
     def dataplane(self) -> PolicyDataplane:
         """Where the snapshots go."""

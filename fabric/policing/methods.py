@@ -75,7 +75,7 @@ async def diff(keeper: PolicyKeeper, params: Mapping[str, Any]) -> dict[str, Any
 
 def hits(keeper: PolicyKeeper, params: Mapping[str, Any]) -> list[dict[str, Any]]:
     """How many flows each rule has decided."""
-    return answers.hits(keeper.dataplane().rule_hits(), keeper.outcome.accepted)
+    return answers.hits(keeper.dataplane().rule_hits(), keeper.rules())
 
 
 async def apply(keeper: PolicyKeeper, params: Mapping[str, Any]) -> dict[str, Any]:

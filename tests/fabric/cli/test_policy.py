@@ -174,6 +174,9 @@ def test_diff(daemon: Daemon, tmp_path: Path) -> None:
 
 
 def test_hits(daemon: Daemon) -> None:
-    daemon.answers["policy.hits"] = [{"rule": RULE, "hits": 12345, "place": "web.yaml:7"}]
+    unused = {"rule": "NetworkPolicy shop/unused spec.ingress[0]", "hits": 0, "place": ""}
+    daemon.answers["policy.hits"] = [{"rule": RULE, "hits": 12345, "place": "web.yaml:7"}, unused]
+    assert "unused" not in daemon.run("hits").stdout
+    assert "unused" in daemon.run("hits", "--all").stdout
     assert all(word in daemon.run("hits").stdout for word in (RULE, "web.yaml:7", "12,345"))
     assert json.loads(daemon.run("hits", "--json").stdout) == daemon.answers["policy.hits"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fabric.policing import answers, objects
+from fabric.policing import answers, hits, objects
 from fabric.policing.compiler import Compiler
 from fabric.policing.documents import Given, parse_documents
 from fabric.policing.world import World
@@ -172,10 +172,17 @@ def test_questions_without_an_answer(source: str, target: str, port: str, reason
 
 def test_hits_are_sorted_and_have_their_place() -> None:
     given = parse_documents(ALLOW.encode(), "web.yaml")[0]
-    outcome = Compiler("n1").compile(world(given))
+    outcome = Compiler("n1").compile(world(given, network_policy("other", egress=[{}, {"ports": [{"port": 1}]}])))
+    known = hits.Rules()
+    rules = known.of(outcome.accepted)
+    assert known.of(outcome.accepted) is rules
+    assert [(item.policy, item.rule, item.direction, item.action) for item in rules] == [
+        ("NetworkPolicy shop/allow", "spec.ingress[0]", "ingress", "allow"),
+        ("NetworkPolicy shop/other", "spec.egress[0]", "egress", "allow"),
+        ("NetworkPolicy shop/other", "spec.egress[1]", "egress", "allow"),
+    ]
     rule = "NetworkPolicy shop/allow spec.ingress[0]"
     end = "end of tier default, ingress: no rule matched"
-    assert answers.hits({end: 2, rule: 5}, outcome.accepted) == [
-        {"rule": rule, "hits": 5, "place": "web.yaml:7"},
-        {"rule": end, "hits": 2, "place": ""},
-    ]
+    found = answers.hits({end: 2, rule: 5}, rules)
+    assert found[:2] == [{"rule": rule, "hits": 5, "place": "web.yaml:7"}, {"rule": end, "hits": 2, "place": ""}]
+    assert [item["hits"] for item in found[2:]] == [0, 0]
