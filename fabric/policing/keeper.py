@@ -86,6 +86,7 @@ class PolicyKeeper:
         self._wanted = 0
         self._done = 0
         self._turned = asyncio.Event()
+        self._handed: PolicySnapshot | None = None  # what the data path has
         self._unset = False  # the data path has not taken the last snapshot
         self._problem = ""
         self._rules = Rules()
@@ -176,6 +177,11 @@ class PolicyKeeper:
         for source in self.sources:
             await source.close()
 
+    def takes_for_another(self, addresses: Sequence[Address]) -> bool:
+        """Whether the data path has rules for one of these addresses; asked when they cannot be those of its pod."""
+        snapshot = self._handed
+        return snapshot is not None and any(snapshot.knows(address) for address in addresses)
+
     async def ask(self, question: Callable[[Known], Answer]) -> Answer:
         """The answer to a question about what is in force, worked out in a thread beside everything else."""
         async with self._compiling:
@@ -246,6 +252,7 @@ class PolicyKeeper:
             asyncio.get_running_loop().call_later(RETRY_SECONDS, self.changed)
         else:
             self._unset, self._problem = False, ""
+            self._handed = self.outcome.snapshot
 
     def _refusals(self) -> list[str]:
         outcome, found = self.outcome, []
