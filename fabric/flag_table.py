@@ -58,7 +58,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("kubeconfig-file", "text", "", "kubeconfig (default: the cluster this pod runs in)", "kube"),
     Flag("kube-annotation-prefix", "text", "flannel.alpha.coreos.com", "prefix of node annotations", "kube"),
     Flag("set-node-network-unavailable", "bool", True, "clear the node's NetworkUnavailable condition", "kube"),
-    Flag("kube-policy", "text", "off", "network policies of the API: on, off, or auto (if we may read them)", "kube"),
+    Flag("kube-policy", "text", "auto", "network policies of the API: on, off, or auto (if we may read them)", "kube"),
     Flag("store", "text", "sqlite:///var/lib/fabric/fabric.db", "embedded store, without etcd and Kubernetes", "ours"),
     Flag("node-name", "text", "", "name of this node (default: $NODE_NAME, else the host name)", "ours"),
     Flag("adopt", "bool", True, "take over the device that a stopped flanneld left", "ours"),

@@ -77,6 +77,7 @@ def explained(found: Mapping[str, Any]) -> list[str]:
             how = f" by {tier['rule']}{place}" if matched else ", no rule matches"
             lines.append(f"{direction} of the {end}, tier {tier['tier']}: {tier['action']}{how}")
             lines.append(f"  asked: {', '.join(tier['policies'])}")
+    lines += [f"note: {found['note']}"] if found["note"] else []
     return [_plain(line) for line in lines]
 
 
@@ -169,7 +170,8 @@ def diff(filename: str | None, run_dir: str, as_json: bool) -> None:
 @policy.command()
 @_run_dir
 @_as_json
-def hits(run_dir: str, as_json: bool) -> None:
+@click.option("--all", "every", is_flag=True, help="show rules that have decided none, too")
+def hits(run_dir: str, as_json: bool, every: bool) -> None:
     """How many flows each rule has decided on this node since the daemon started."""
     found: Sequence[Mapping[str, Any]] = _ask(run_dir, "policy.hits")
     if as_json:
@@ -177,7 +179,7 @@ def hits(run_dir: str, as_json: bool) -> None:
         return
     from fabric.cli import tables
 
-    tables.print_hits(found)
+    tables.print_hits([item for item in found if every or item["hits"]])
 
 
 def _waits(done: Mapping[str, Any]) -> str:

@@ -156,17 +156,30 @@ class Pods:
 
     def add_port(self, params: Mapping[str, Any], passed: Descriptors) -> dict[str, Any]:
         """`port.add`. Raises FabricError; nothing is left then, passed queues are closed."""
+        return self.make_port(self.record_port(params), passed)
+
+    def record_port(self, params: Mapping[str, Any]) -> Known:
+        """The first half of `add_port`: the record. Raises FabricError."""
         endpoint = pods_file.parse(params, "port.add", self._clock())
         if not endpoint.is_port:
             raise FabricError(f"port.add: kind {endpoint.kind} has no port: use endpoint.add")
         known = self._new(endpoint)
         self._remember(known)
         self._save()
+        return known
+
+    def withdraw_port(self, known: Known) -> None:
+        """Take back what `record_port` has done."""
+        self._forget(known.endpoint.name)
+        self._save()
+
+    def make_port(self, known: Known, passed: Descriptors) -> dict[str, Any]:
+        """The second half: the port. Raises FabricError; the record is gone then."""
+        endpoint = known.endpoint
         try:
             made = self._dataplane().add_port(endpoint, passed.take())
         except BaseException:
-            self._forget(endpoint.name)
-            self._save()
+            self.withdraw_port(known)
             raise
         mtu = made.get("mtu")
         if isinstance(mtu, int):

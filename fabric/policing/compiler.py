@@ -213,40 +213,55 @@ class Compiler:
                 told[key] = item
                 self._changes += 1
 
-    # -- questions
+    def known(self) -> Known:
+        """What is in force now, for questions; it does not change any more."""
+        return Known(
+            self.own,
+            self._world or World(OwnNode(self.own)),
+            dict(self.accepted),
+            dict(self._told_pods),
+            dict(self._told_namespaces),
+            dict(self._told_nodes),
+        )
 
-    def pod(self, key: PodKey) -> Pod | None:
-        """A pod as it was compiled."""
-        return self._told_pods.get(key)
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What was in force at one moment. Its methods may take a second in a large cluster, in any thread."""
+
+    own: str
+    world: World
+    accepted: Mapping[str, Given]
+    pods: Mapping[PodKey, Pod]
+    namespaces: Mapping[str, Namespace]
+    nodes: Mapping[str, Node]
 
     def pod_at(self, address: str) -> Pod | None:
         """The pod that has this address."""
-        for pod in self._told_pods.values():
+        for pod in self.pods.values():
             if not pod.host_network and address in map(str, pod.addresses):
                 return pod
         return None
 
     def node_at(self, address: str) -> str:
         """The name of the node that has this address, empty when none has."""
-        return next((n.name for n in self._told_nodes.values() if address in map(str, n.addresses)), "")
+        return next((n.name for n in self.nodes.values() if address in map(str, n.addresses)), "")
 
-    def with_changes(self, changes: Mapping[str, Given]) -> Compiler:
-        """Another compiler with what is in force and `changes` on top, compiled. Raises PolicyError."""
-        assert self._world is not None
-        other = Compiler(self.own)
-        outcome = other.compile(replace(self._world, objects={**self.accepted, **changes}))
-        if outcome.problem:
-            raise PolicyError("policies", outcome.problem)
+    def with_changes(self, changes: Mapping[str, Given]) -> PolicySnapshot:
+        """The snapshot of what is in force with `changes` on top. Raises PolicyError."""
+        outcome = Compiler(self.own).compile(replace(self.world, objects={**self.accepted, **changes}))
         for key, reason in outcome.refused.items():
             raise PolicyError(objects.title(key), reason)
-        return other
+        if outcome.snapshot is None:
+            raise PolicyError("policies", outcome.problem)
+        return outcome.snapshot
 
     def judge_for(self, keys: frozenset[PodKey]) -> PolicySnapshot:
         """A snapshot of what is in force in which the rules of these pods are compiled, wherever they live."""
         return compile_policies(
             [given.value for key, given in self.accepted.items() if not objects.is_around(key)],
-            self._told_pods.values(),
-            self._told_namespaces.values(),
-            self._told_nodes.values(),
+            self.pods.values(),
+            self.namespaces.values(),
+            self.nodes.values(),
             lambda pod: pod.key in keys,
         )

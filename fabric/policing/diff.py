@@ -13,9 +13,9 @@ from typing import Any
 
 from fabric.model import Network
 from fabric.policing import objects
-from fabric.policing.compiler import Compiler
+from fabric.policing.compiler import Known
 from fabric.policing.documents import Given
-from fabric.policy import PolicyError, PolicySnapshot
+from fabric.policy import PolicySnapshot
 
 MOST_SHOWN = 500
 PORTLESS = (1, 58)
@@ -41,12 +41,10 @@ def unstaged(value: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def difference(
-    compiler: Compiler, changes: Mapping[str, Given], flows: Sequence[Mapping[str, Any]], services: Sequence[Network]
+    known: Known, changes: Mapping[str, Given], flows: Sequence[Mapping[str, Any]], services: Sequence[Network]
 ) -> dict[str, Any]:
     """The flows that `changes` would cut, at most MOST_SHOWN of them described. Raises PolicyError."""
-    after = compiler.with_changes(changes).snapshot
-    if after is None:
-        raise PolicyError("policies", "nothing is compiled yet")
+    after = known.with_changes(changes)
     cut = []
     for flow in flows:
         source, target = ip_address(flow["source"]), ip_address(flow["destination"])
@@ -58,7 +56,7 @@ def difference(
         allowed, egress, ingress = after.verdict(source, target, protocol, dport, sport)
         if not allowed:
             rule = ingress if ingress is not None else egress
-            cut.append(_described(flow, protocol, dport, compiler, after, rule))
+            cut.append(_described(flow, protocol, dport, known, after, rule))
     return {"flows": len(flows), "cut": len(cut), "changes": sorted(map(objects.title, changes)),
             "shown": cut[:MOST_SHOWN]}  # fmt: skip
 
@@ -67,22 +65,22 @@ def _described(
     flow: Mapping[str, Any],
     protocol: int,
     dport: int | None,
-    compiler: Compiler,
+    known: Known,
     after: PolicySnapshot,
     rule: int | None,
 ) -> dict[str, Any]:
     return {
         "protocol": NAMES.get(protocol, str(protocol)),
         "source": flow["source"],
-        "source_pod": _pod(compiler, str(flow["source"])),
+        "source_pod": _pod(known, str(flow["source"])),
         "destination": flow["destination"],
-        "destination_pod": _pod(compiler, str(flow["destination"])),
+        "destination_pod": _pod(known, str(flow["destination"])),
         "port": dport,
         "state": flow.get("state", ""),
         "rule": "" if rule is None else after.describe(rule),
     }
 
 
-def _pod(compiler: Compiler, address: str) -> str:
-    pod = compiler.pod_at(address)
+def _pod(known: Known, address: str) -> str:
+    pod = known.pod_at(address)
     return f"{pod.namespace}/{pod.name}" if pod is not None else ""

@@ -240,7 +240,7 @@ class PolicyDirectory:
         import yaml
 
         name = self._file_of(key) or file_name(key)
-        text = yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(dict(value), sort_keys=False)
         await asyncio.to_thread(self._write, name, text.encode())
         await self.look({name})
         return str(self._path / name)

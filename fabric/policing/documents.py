@@ -15,7 +15,9 @@ import yaml
 
 MAX_BYTES = 8 << 20
 MAX_NODES = 500_000
-MAX_DEPTH = 40
+MAX_DEPTH = 24
+MOST = 10**18
+"""Numbers are smaller than this and finite, so that what is remembered as JSON can be read back."""
 _TAG = "tag:yaml.org,2002:"
 _PLAIN = {f"{_TAG}{name}" for name in ("str", "int", "float", "bool", "null", "timestamp")}
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast
@@ -129,9 +131,12 @@ class _Builder:
         if node.tag == f"{_TAG}timestamp" or (node.tag in (f"{_TAG}int", f"{_TAG}float") and ":" in node.value):
             return str(node.value)
         try:
-            return self._loader.construct_object(node)
+            value = self._loader.construct_object(node)
         except (ValueError, yaml.YAMLError):
             raise DocumentError(_line(node), f"{node.value[:60]!r} cannot be read") from None
+        if isinstance(value, int | float) and not -MOST < value < MOST:
+            raise DocumentError(_line(node), f"{node.value[:60]!r} is too large a number")
+        return value
 
 
 def _line(node: Any) -> int:

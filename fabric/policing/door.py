@@ -6,11 +6,12 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from fabric.errors import FabricError
+from fabric.errors import DataplaneError, FabricError
 
 if TYPE_CHECKING:
-    from fabric.daemon.control import Method
+    from fabric.daemon.control import Descriptors, Method
     from fabric.daemon.node import Node
+    from fabric.daemon.pods import Pods
     from fabric.policing.keeper import PolicyKeeper
 
 log = logging.getLogger("fabric.policy")
@@ -66,18 +67,45 @@ def _method(node: Node, name: str) -> Method:
     return answer
 
 
-def in_force(node: Node, params: Mapping[str, Any], result: Any) -> Any:
-    """`result`, when the policy of the endpoint that has just come is in force, at the latest after ADD_SECONDS."""
-    keeper, name = node.policy, params.get("name")
+def add_port(node: Node, pods: Pods, params: Mapping[str, Any], passed: Descriptors) -> Any:
+    """`port.add`: the record, then its policy, then the port: no packet meets rules of another pod of this address.
+
+    After ADD_SECONDS the port is made all the same if it is closed without its policy, and refused if it is not.
+    """
+    keeper = node.policy
+    if keeper is None:
+        return pods.add_port(params, passed)
 
     async def later() -> Any:
-        assert keeper is not None
+        known = pods.record_port(params)
+        endpoint = known.endpoint
+        try:
+            if not await keeper.knows(endpoint.addresses, ADD_SECONDS):
+                if keeper.takes_for_another(endpoint.addresses):
+                    raise DataplaneError(f"port {endpoint.name}: its policy is not in force yet: try again")
+                log.warning("policy: %s stays closed for now: its pod's policy is not known yet", endpoint.name)
+        except BaseException:
+            pods.withdraw_port(known)
+            raise
+        return pods.make_port(known, passed)
+
+    return later()
+
+
+def add_endpoint(node: Node, params: Mapping[str, Any]) -> Any:
+    """`endpoint.add`, answered when the pod's policy is in force, at the latest after ADD_SECONDS."""
+    keeper, result = node.policy, node.pods.add_endpoint(params)
+    if keeper is None:
+        return result
+
+    async def later() -> Any:
+        name = result["name"]
         addresses = [address for item in node.pods.records() if item.name == name for address in item.addresses]
         if not await keeper.knows(addresses, ADD_SECONDS):
             log.warning("policy: %s stays closed for now: its pod's policy is not known yet", name)
         return result
 
-    return result if keeper is None else later()
+    return later()
 
 
 def status(keeper: PolicyKeeper | None) -> dict[str, Any]:

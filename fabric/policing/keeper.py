@@ -19,9 +19,10 @@ from fabric.daemon.saver import Saver
 from fabric.errors import DataplaneError
 from fabric.model import Address, Network
 from fabric.policing import last_good, objects
-from fabric.policing.compiler import Compiler, Outcome
+from fabric.policing.compiler import Compiler, Known, Outcome
 from fabric.policing.documents import Given
 from fabric.policing.histogram import Histogram
+from fabric.policing.hits import RuleInForce, Rules
 from fabric.policing.source import PolicySource
 from fabric.policing.world import World
 from fabric.policy import PolicySnapshot
@@ -85,8 +86,10 @@ class PolicyKeeper:
         self._wanted = 0
         self._done = 0
         self._turned = asyncio.Event()
+        self._handed: PolicySnapshot | None = None  # what the data path has
         self._unset = False  # the data path has not taken the last snapshot
         self._problem = ""
+        self._rules = Rules()
         self._known: dict[str, Mapping[str, Given]] = {}
         self._said: set[str] = set()
         self._pause = BURST_SECONDS
@@ -146,6 +149,10 @@ class PolicyKeeper:
         """Wait until something is compiled anew."""
         await self._turned.wait()
 
+    def rules(self) -> tuple[RuleInForce, ...]:
+        """Every rule in force."""
+        return self._rules.of(self.outcome.accepted)
+
     def dataplane(self) -> PolicyDataplane:
         """Where the snapshots go."""
         return self._dataplane()
@@ -170,10 +177,16 @@ class PolicyKeeper:
         for source in self.sources:
             await source.close()
 
-    async def ask(self, question: Callable[[Compiler], Answer]) -> Answer:
-        """The answer to a question about what is in force, worked out in a thread."""
+    def takes_for_another(self, addresses: Sequence[Address]) -> bool:
+        """Whether the data path has rules for one of these addresses; asked when they cannot be those of its pod."""
+        snapshot = self._handed
+        return snapshot is not None and any(snapshot.knows(address) for address in addresses)
+
+    async def ask(self, question: Callable[[Known], Answer]) -> Answer:
+        """The answer to a question about what is in force, worked out in a thread beside everything else."""
         async with self._compiling:
-            return await asyncio.to_thread(question, self._compiler)
+            known = self._compiler.known()
+        return await asyncio.to_thread(question, known)
 
     def problems(self) -> list[str]:
         """What is not as it should be, one line each."""
@@ -239,6 +252,7 @@ class PolicyKeeper:
             asyncio.get_running_loop().call_later(RETRY_SECONDS, self.changed)
         else:
             self._unset, self._problem = False, ""
+            self._handed = self.outcome.snapshot
 
     def _refusals(self) -> list[str]:
         outcome, found = self.outcome, []

@@ -22,7 +22,6 @@ from fabric.store.kube.reflector import Reflector, Timing
 
 log = logging.getLogger("fabric.policy")
 FIRST_SECONDS = 3.0
-PROBE = next(kind for kind in KINDS if kind.kind == "NetworkPolicy")
 
 
 class _Followed:
@@ -142,11 +141,17 @@ def source_title(api: Api) -> str:
 
 
 async def allowed(api: Api) -> bool | None:
-    """Whether this API lets us read policies; None when it does not say."""
+    """Whether this API lets us read policies and all that they are about; None when it does not say."""
     try:
-        async with asyncio.timeout(FIRST_SECONDS), api.session(PROBE) as session:
-            await session.page("", 1)
-    except (ForbiddenError, NotFoundError):
+        async with asyncio.timeout(FIRST_SECONDS):
+            for kind in KINDS:
+                try:
+                    async with api.session(kind) as session:
+                        await session.page("", 1)
+                except NotFoundError:
+                    if not kind.optional:
+                        return False
+    except ForbiddenError:
         return False
     except (StoreError, TimeoutError):
         return None

@@ -50,7 +50,7 @@ async def explain(keeper: PolicyKeeper, params: Mapping[str, Any]) -> dict[str, 
     source, target, port = (_text(params, name, "policy.explain") for name in ("source", "target", "port"))
     if not keeper.number:
         raise FabricError("no policy is in force yet, pods are closed: see fabricctl policy list")
-    return await keeper.ask(lambda compiler: answers.explanation(compiler, source, target, port))
+    return await keeper.ask(lambda known: answers.explanation(known, source, target, port, keeper.services))
 
 
 async def diff(keeper: PolicyKeeper, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,14 +68,14 @@ async def diff(keeper: PolicyKeeper, params: Mapping[str, Any]) -> dict[str, Any
         await asyncio.sleep(0)
     try:
         changes = difference.changes_of(values)
-        return await keeper.ask(lambda compiler: difference.difference(compiler, changes, flows, keeper.services))
+        return await keeper.ask(lambda known: difference.difference(known, changes, flows, keeper.services))
     except PolicyError as error:
         raise FabricError(f"refused: {error}") from None
 
 
 def hits(keeper: PolicyKeeper, params: Mapping[str, Any]) -> list[dict[str, Any]]:
     """How many flows each rule has decided."""
-    return answers.hits(keeper.dataplane().rule_hits(), keeper.outcome.accepted)
+    return answers.hits(keeper.dataplane().rule_hits(), keeper.rules())
 
 
 async def apply(keeper: PolicyKeeper, params: Mapping[str, Any]) -> dict[str, Any]:

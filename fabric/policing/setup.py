@@ -32,7 +32,7 @@ def make_keeper(node: Node) -> PolicyKeeper:
         own = node.cluster.own_lease
         addresses = (*node.external.underlay, *node.external.public, *lease_addresses(own))
         return World(
-            OwnNode(name, tuple(dict.fromkeys(addresses))),
+            OwnNode(name, tuple(dict.fromkeys(addresses)), tuple(filter(None, (own.subnet, own.ipv6_subnet)))),
             objects,
             tuple(node.pods.records()),
             tuple(node.cluster.leases()),

@@ -3,7 +3,9 @@
 A pod on this node has the addresses of its endpoint record, whatever an API says: the record is what is connected. Its
 labels and named ports are those of its Pod object where there is one, else the runtime's. An endpoint without a pod's
 name (a port made by hand) is the pod of the port's name in namespace `default`. No other pod can have the address of an
-endpoint. Where an API has all pods, one that it does not have (yet) is none, and its endpoint stays closed.
+endpoint. A pod without an endpoint that has an address of our subnet is on this node, whatever its object says: its
+rules are compiled before its port is there. Where an API has all pods, one that it does not have (yet) is none, and its
+endpoint stays closed.
 
 A node has the addresses that its lease and its Node object say: public ones, and of each subnet the address itself
 (the node port's) and the first host's (a bridge's). A lease without a node's name belongs to the Node object with one
@@ -15,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from fabric.model import Endpoint, Lease
+from fabric.model import Endpoint, Lease, Network
 from fabric.policing.documents import Given
 from fabric.policing.objects import DEFAULT_NAMESPACE
 from fabric.policy import Node, Pod
@@ -26,10 +28,11 @@ PodKey = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class OwnNode:
-    """This node: its name in the API (or --node-name), and all addresses it sends from."""
+    """This node: its name in the API (or --node-name), all addresses it sends from, and its pods' networks."""
 
     name: str
     addresses: tuple[Address, ...] = ()
+    subnets: tuple[Network, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,7 @@ class Endpoints:
     """The endpoints of this node by pod, to merge pods one by one."""
 
     def __init__(self, own: OwnNode, endpoints: Iterable[Endpoint], strict: bool = False) -> None:
-        self._own = own.name
+        self._own = own
         self._strict = strict
         self._by_pod: dict[PodKey, list[Endpoint]] = {}
         for endpoint in endpoints:
@@ -93,14 +96,20 @@ class Endpoints:
         """The pod that the object `pod` (None: there is none) and the endpoints make together; None: no pod."""
         here = self._by_pod.get(key)
         if here is None:
-            if pod is None or pod.host_network or self._taken.isdisjoint(pod.addresses):
-                return pod
-            return replace(pod, addresses=tuple(a for a in pod.addresses if a not in self._taken))
+            return self._elsewhere(pod) if pod is not None and not pod.host_network else pod
         if pod is None and self._strict and here[0].pod_name:
             return None
         known = pod or Pod(*key, labels=dict(here[0].labels))
         addresses = tuple(address for endpoint in here for address in endpoint.addresses)
-        return replace(known, addresses=addresses, node=self._own, host_network=False)
+        return replace(known, addresses=addresses, node=self._own.name, host_network=False)
+
+    def _elsewhere(self, pod: Pod) -> Pod:
+        """A pod without an endpoint. With an address of our subnet it is ours, whatever its object says."""
+        if not self._taken.isdisjoint(pod.addresses):
+            pod = replace(pod, addresses=tuple(a for a in pod.addresses if a not in self._taken))
+        if pod.node != self._own.name and any(a in n for n in self._own.subnets for a in pod.addresses):
+            pod = replace(pod, node=self._own.name)
+        return pod
 
 
 def merged_pods(own: OwnNode, objects: Mapping[PodKey, Pod], endpoints: Iterable[Endpoint]) -> dict[PodKey, Pod]:

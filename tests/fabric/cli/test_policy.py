@@ -20,7 +20,7 @@ DB = {"address": "10.244.2.6", "what": "pod shop/db", "node": "n2", "here": Fals
 TIER = {"direction": "ingress", "tier": "default", "policies": ["NetworkPolicy shop/allow"], "action": "allowed",
         "rule": RULE, "place": "web.yaml:7"}  # fmt: skip
 EXPLAINED = {"allowed": True, "rule": RULE, "place": "web.yaml:7", "source": DB, "target": WEB, "protocol": "TCP",
-             "port": 80, "tiers": [TIER]}  # fmt: skip
+             "port": 80, "tiers": [TIER], "note": ""}  # fmt: skip
 DENIED = {**EXPLAINED, "allowed": False, "protocol": "ICMP", "port": None,
           "tiers": [{**TIER, "direction": "egress", "action": "denied",
                      "rule": "end of tier default, egress: no rule matched", "place": ""}]}  # fmt: skip
@@ -96,11 +96,12 @@ def test_explain_allowed(daemon: Daemon) -> None:
 
 
 def test_explain_denied_has_an_exit_code_of_its_own(daemon: Daemon) -> None:
-    daemon.answers["policy.explain"] = DENIED
+    daemon.answers["policy.explain"] = {**DENIED, "note": "it is a Service's"}
     result = daemon.run("explain", "shop/db", "shop/web", "icmp")
     assert result.exit_code == 3
     assert "DENIED: ICMP, a new flow" in result.stdout
     assert "egress of the source, tier default: denied, no rule matches" in result.stdout
+    assert "note: it is a Service's" in result.stdout
     assert "ingress of the target: not asked, the flow is denied before" in result.stdout
     assert daemon.run("explain", "a", "b", "icmp", "--json").exit_code == 3
 
@@ -173,6 +174,9 @@ def test_diff(daemon: Daemon, tmp_path: Path) -> None:
 
 
 def test_hits(daemon: Daemon) -> None:
-    daemon.answers["policy.hits"] = [{"rule": RULE, "hits": 12345, "place": "web.yaml:7"}]
+    unused = {"rule": "NetworkPolicy shop/unused spec.ingress[0]", "hits": 0, "place": ""}
+    daemon.answers["policy.hits"] = [{"rule": RULE, "hits": 12345, "place": "web.yaml:7"}, unused]
+    assert "unused" not in daemon.run("hits").stdout
+    assert "unused" in daemon.run("hits", "--all").stdout
     assert all(word in daemon.run("hits").stdout for word in (RULE, "web.yaml:7", "12,345"))
     assert json.loads(daemon.run("hits", "--json").stdout) == daemon.answers["policy.hits"]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
 
-from fabric.policing import answers, objects
+from fabric.policing import answers, hits, objects
 from fabric.policing.compiler import Compiler
 from fabric.policing.documents import Given, parse_documents
 from fabric.policing.world import World
@@ -117,7 +118,7 @@ def test_the_list_has_policies_with_state_and_place() -> None:
 def explained(source: str, target: str, port: str, *more: Mapping[str, Any]) -> dict[str, Any]:
     compiler = Compiler("n1")
     compiler.compile(world(*PODS, parse_documents(ALLOW.encode(), "web.yaml")[0], *more))
-    return answers.explanation(compiler, source, target, port)
+    return answers.explanation(compiler.known(), source, target, port)
 
 
 @pytest.mark.parametrize(
@@ -134,6 +135,15 @@ def explained(source: str, target: str, port: str, *more: Mapping[str, Any]) -> 
 def test_explanations(source: str, target: str, port: str, allowed: bool, place: str) -> None:
     found = explained(source, target, port)
     assert (found["allowed"], found["place"]) == (allowed, place)
+
+
+def test_a_services_address_is_pointed_out() -> None:
+    compiler = Compiler("n1")
+    compiler.compile(world(*PODS))
+    services = [ip_network("10.96.0.0/12")]
+    notes = [answers.explanation(compiler.known(), "shop/web", target, "80", services)["note"]
+             for target in ("10.96.0.10", "10.244.2.6")]  # fmt: skip
+    assert notes == [answers.SERVICE, ""]
 
 
 def test_both_ends_are_explained_wherever_they_are() -> None:
@@ -162,10 +172,17 @@ def test_questions_without_an_answer(source: str, target: str, port: str, reason
 
 def test_hits_are_sorted_and_have_their_place() -> None:
     given = parse_documents(ALLOW.encode(), "web.yaml")[0]
-    outcome = Compiler("n1").compile(world(given))
+    outcome = Compiler("n1").compile(world(given, network_policy("other", egress=[{}, {"ports": [{"port": 1}]}])))
+    known = hits.Rules()
+    rules = known.of(outcome.accepted)
+    assert known.of(outcome.accepted) is rules
+    assert [(item.policy, item.rule, item.direction, item.action) for item in rules] == [
+        ("NetworkPolicy shop/allow", "spec.ingress[0]", "ingress", "allow"),
+        ("NetworkPolicy shop/other", "spec.egress[0]", "egress", "allow"),
+        ("NetworkPolicy shop/other", "spec.egress[1]", "egress", "allow"),
+    ]
     rule = "NetworkPolicy shop/allow spec.ingress[0]"
     end = "end of tier default, ingress: no rule matched"
-    assert answers.hits({end: 2, rule: 5}, outcome.accepted) == [
-        {"rule": rule, "hits": 5, "place": "web.yaml:7"},
-        {"rule": end, "hits": 2, "place": ""},
-    ]
+    found = answers.hits({end: 2, rule: 5}, rules)
+    assert found[:2] == [{"rule": rule, "hits": 5, "place": "web.yaml:7"}, {"rule": end, "hits": 2, "place": ""}]
+    assert [item["hits"] for item in found[2:]] == [0, 0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from fabric import flags
 from fabric.control_client import ControlClient, DaemonRefusedError
 from fabric.daemon.node import Node
 from fabric.errors import StartError
-from fabric.model import DataplaneSettings
+from fabric.model import DataplaneSettings, Endpoint
 from fabric.store.memory import MemoryStore
 from tests.fabric.clock import Clock, eventually
 from tests.fabric.fakes import Bench
@@ -110,6 +110,42 @@ def test_an_add_is_answered_when_the_pod_has_its_policy(bench: PolicyBench) -> N
     bench.run(body)
 
 
+def test_a_port_is_made_when_its_policy_is_in_force(bench: PolicyBench) -> None:
+    bench.write("all.yaml", network_policy("all"))
+
+    async def body(node: Node) -> None:
+        seen: list[bool] = []
+        made = bench.dataplane.add_port
+
+        def add_port(endpoint: Endpoint, fds: Sequence[int] = ()) -> dict[str, object]:
+            seen.append(bench.dataplane.last.knows(endpoint.addresses[0]))
+            return made(endpoint, fds)
+
+        bench.dataplane.add_port = add_port  # type: ignore[method-assign]
+        for position in range(5):
+            await bench.ask("port.add", **port(f"p{position}", f"10.244.1.{position + 5}", f"web-{position}"))
+        assert seen == [True] * 5
+
+    bench.run(body)
+
+
+def test_a_port_is_refused_while_the_data_path_takes_it_for_another_pod(bench: PolicyBench) -> None:
+    bench.write("pods.yaml", pod("old", "10.244.1.5", node="n9"))
+
+    async def body(node: Node) -> None:
+        assert bench.dataplane.last.knows("10.244.1.5")
+        bench.dataplane.fail = "no memory"
+        with pytest.raises(DaemonRefusedError, match="port p1: its policy is not in force yet: try again"):
+            await bench.ask("port.add", **port("p1", "10.244.1.5", "new"))
+        assert await bench.ask("endpoint.list") == []
+        await bench.ask("port.add", **port("p2", "10.244.1.6", "other"))  # unknown there, so it is closed
+        bench.dataplane.fail = ""
+        await eventually(lambda: bench.dataplane.last.knows("10.244.1.6"))
+        await bench.ask("port.add", **port("p1", "10.244.1.5", "new"))
+
+    bench.run(body)
+
+
 def test_an_add_is_answered_without_a_policy_too(bench: PolicyBench) -> None:
     bench.write("broken.yaml")
     (bench.policies / "broken.yaml").write_text("[")
@@ -157,10 +193,11 @@ def test_apply_list_explain_hits_delete(bench: PolicyBench) -> None:
         found = await bench.ask("policy.explain", source="198.51.100.1", target="shop/web", port="80")
         assert not found["allowed"]
         assert found["target"]["here"]
-        bench.dataplane.hits = {"NetworkPolicy shop/all spec.ingress[0]": 3}
-        assert (await bench.ask("policy.hits"))[0]["place"] == "networkpolicy-shop-all.yaml:1"
         value["spec"]["ingress"] = [{}]
         assert (await bench.ask("policy.apply", object=value))["existed"]
+        bench.dataplane.hits = {"NetworkPolicy shop/all spec.ingress[0]": 3}
+        (counted,) = await bench.ask("policy.hits")
+        assert (counted["place"], counted["hits"]) == ("networkpolicy-shop-all.yaml:9", 3)
         assert bench.dataplane.last.allowed("198.51.100.1", "10.244.1.5", "TCP", 80)
         done = await bench.ask("policy.delete", kind="networkpolicy", namespace="shop", name="all")
         assert done["in_force"]

@@ -97,6 +97,13 @@ def test_an_endpoint_without_an_object_has_the_runtimes_labels_and_one_without_a
     assert found["default", "p2"].addresses == (ip_address("10.244.1.6"),)
 
 
+def test_a_pod_in_our_subnet_is_ours_before_its_endpoint_is_there() -> None:
+    own = OwnNode("n1", (), (IPv4Network("10.244.1.0/24"),))
+    pods = {("shop", name): Pod("shop", name, {}, (ip_address(address),), "elsewhere")
+            for name, address in (("a", "10.244.1.5"), ("b", "10.244.2.5"))}  # fmt: skip
+    assert {key[1]: pod.node for key, pod in merged_pods(own, pods, ()).items()} == {"a": "n1", "b": "elsewhere"}
+
+
 def test_where_an_api_has_all_pods_one_that_it_does_not_have_is_none() -> None:
     found = Endpoints(OWN, [endpoint("p1", "10.244.1.5", "web", "shop"), endpoint("p2", "10.244.1.6")], strict=True)
     assert found.merged(("shop", "web"), None) is None
