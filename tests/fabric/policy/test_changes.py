@@ -25,7 +25,7 @@ class Told:
     """A cluster that is told of one random change after another, and everything that was told, in order."""
 
     def __init__(self, seed: int) -> None:
-        self.world = World(seed)
+        self.world = World(seed, host_pods=True)
         self.random: Random = self.world.random
         self.cluster = Cluster(lambda pod: pod.node == "n1")
         self.pods: dict[tuple[str, str], Pod] = {}
