@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from time import time
 from typing import Protocol
 
+from fabric.clock import steady
 from fabric.config import NetConf
 from fabric.daemon import prerequisites
 from fabric.daemon.flannel import Flannel
@@ -179,7 +179,7 @@ class Parts:
     reconciler: ReconcilerFactory
     traffic: Callable[[float], Traffic]
     privileges: Callable[[], None]
-    clock: Callable[[], float] = time
+    clock: Callable[[], float] = steady
     device_free: Callable[[str], None] = field(default=prerequisites.check_device_name)
     flannel: Flannel = field(default_factory=Flannel)
     identify: Callable[[str], NetnsIdentity] = field(default=identify)

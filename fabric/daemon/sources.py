@@ -195,7 +195,7 @@ class KubeSource:
         from fabric.daemon.kube_lease import KubeLease
 
         assert self._store is not None
-        return KubeLease(self._store, self.prefix, identity, self._options.set_network_unavailable, clock)
+        return KubeLease(self._store, self.prefix, identity, self._options.set_network_unavailable)  # the time of day
 
     async def undo(self) -> None:
         return None

@@ -20,9 +20,10 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from time import monotonic, time
+from time import monotonic
 from typing import Any, TypeVar
 
+from fabric.clock import steady, uptime
 from fabric.errors import StoreCorruptError, StoreError, StoreUnavailableError
 from fabric.store.base import Entry, Snapshot, Unavailable, WatchItem
 from fabric.store.inotify import DirectoryWatch
@@ -38,11 +39,14 @@ BACKOFF = (0.1, 2.0)
 
 
 class SqliteStore:
-    """See `fabric.store.base.Store`. `clock` gives Unix time in seconds."""
+    """See `fabric.store.base.Store`. `clock` gives Unix time in seconds and never jumps, `uptime` those since
+    the machine started."""
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time) -> None:
+    def __init__(
+        self, path: Path, clock: Callable[[], float] = steady, uptime: Callable[[], float] = uptime
+    ) -> None:
         self._path = path
-        self._worker = _Worker(path, clock)
+        self._worker = _Worker(path, clock, uptime)
 
     async def open(self) -> None:
         self._worker.start()
@@ -137,9 +141,9 @@ class _Watch:
 class _Worker(threading.Thread):
     """The thread that owns the file. Everything but `submit` runs in it."""
 
-    def __init__(self, path: Path, clock: Callable[[], float]) -> None:
+    def __init__(self, path: Path, clock: Callable[[], float], uptime: Callable[[], float]) -> None:
         super().__init__(name="fabric-store", daemon=True)
-        self.file = SqliteFile(path, clock)
+        self.file = SqliteFile(path, clock, uptime)
         self.watches: list[_Watch] = []
         self._path = path
         self._clock = clock

@@ -5,6 +5,9 @@ Tables: `meta` holds the store's identity and its revision counter, `entries` th
 one, never WAL: WAL maps its `-shm` file into memory, and a process whose mapped file somebody truncates is killed
 (SIGBUS), data path included. Writes are rare and short, so readers wait for them without harm. The identity of the file
 (device and inode) is remembered, since SQLite itself never notices that a file it has open was deleted or replaced.
+
+Times in it are in the file's own time: that of the process which first opened it since the machine started, so that the
+wall clock may be set without a lease ending for anybody. `meta.clock` says how far it is from the machine's uptime.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from uuid import uuid4
 from fabric.errors import ConflictError, StoreCorruptError, StoreUnavailableError
 from fabric.files import make_dir
 from fabric.store.base import Entry, Snapshot
+from fabric.store.sqlite_clock import file_offset
 from fabric.store.sqlite_listing import Listing, keep_record
 
 APPLICATION_ID = 0x66616272  # "fabr"
@@ -46,11 +50,16 @@ FileId = tuple[int, int] | None
 
 
 class SqliteFile:
-    """The open file. Every method may raise StoreUnavailableError; after one, `close` and `open` again."""
+    """The open file. Every method may raise StoreUnavailableError; after one, `close` and `open` again.
 
-    def __init__(self, path: Path, clock: Callable[[], float]) -> None:
+    `clock` gives Unix time and `uptime` seconds that nobody can set; their difference may not change.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float], uptime: Callable[[], float]) -> None:
         self._path = path
         self._clock = clock
+        self._uptime = uptime
+        self._ahead = 0.0  # our clock of the file's time
         self._connection: sqlite3.Connection | None = None
         self._identity: FileId = None
         self._listings: dict[str, Listing] = {}  # by prefix
@@ -79,6 +88,8 @@ class SqliteFile:
             with self._errors():
                 self._prepare()
                 keep_record(self._open_connection())
+                offset = self._clock() - self._uptime()
+                self._ahead = offset - file_offset(self._open_connection(), offset)
                 self.revision()
         except BaseException:
             self.close()
@@ -122,9 +133,9 @@ class SqliteFile:
 
         What is as it was at the last `list` is the same `Entry`, so that nobody need look at it again.
         """
-        listing = self._listings.setdefault(prefix, Listing(prefix))
+        listing = self._listings.setdefault(prefix, Listing(prefix, self._ahead))
         with self._errors(), self._transaction("DEFERRED") as connection:
-            listing.read(connection, self.revision(), self._clock(), monotonic())
+            listing.read(connection, self.revision(), self._now(), monotonic())
         return listing.snapshot(since)
 
     def next_end(self, prefix: str) -> float | None:
@@ -134,7 +145,7 @@ class SqliteFile:
 
     def put(self, key: str, value: bytes, expected: int, ttl: float | None) -> Entry:
         """See `Store.put`."""
-        now = self._clock()
+        now = self._now()
         expires = None if ttl is None else now + ttl
         with self._errors(), self._transaction("IMMEDIATE") as connection:
             created = self._fence(connection, key, expected, now)
@@ -143,11 +154,11 @@ class SqliteFile:
             connection.execute(
                 "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?)", (key, value, created, revision, expires)
             )
-        return Entry(key, value, created, revision, expires)
+        return Entry(key, value, created, revision, None if expires is None else expires + self._ahead)
 
     def delete(self, key: str, expected: int) -> None:
         """See `Store.delete`."""
-        now = self._clock()
+        now = self._now()
         with self._errors(), self._transaction("IMMEDIATE") as connection:
             if not self._fence(connection, key, expected, now):
                 raise ConflictError(f"{key} does not exist")
@@ -172,6 +183,10 @@ class SqliteFile:
         if self._connection is None:
             raise StoreUnavailableError(f"store {self._path} is not open")
         return self._connection
+
+    def _now(self) -> float:
+        """The file's time."""
+        return self._clock() - self._ahead
 
     def _meta(self, name: str) -> object:
         with self._errors():

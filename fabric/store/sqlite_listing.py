@@ -63,11 +63,13 @@ def has_record(connection: sqlite3.Connection) -> bool:
 class Listing:
     """The content under `prefix` as of the last `read`. What is as it was is the same `Entry`.
 
-    `next_end` is the Unix time from which on a key may have expired, None when none can.
+    `next_end` is the Unix time from which on a key may have expired, None when none can. Unix time is the file's time
+    plus `ahead`.
     """
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, ahead: float = 0.0) -> None:
         self._prefix = prefix
+        self._ahead = ahead
         self._rows: dict[str, tuple[Row, Entry]] = {}
         self._entries: dict[str, Entry] = {}
         self._place = ("", 0)  # the store's identity and revision
@@ -79,7 +81,7 @@ class Listing:
         self.next_end: float | None = None
 
     def read(self, connection: sqlite3.Connection, place: tuple[str, int], now: float, uptime: float) -> None:
-        """Bring it up to date within a read transaction at `place`: `now` is Unix time, `uptime` any steady time."""
+        """Bring it up to date within a read transaction at `place`: `now` in the file's time, `uptime` in any."""
         new_store = place[0] != self._place[0]
         if new_store:
             self._number = None
@@ -114,7 +116,7 @@ class Listing:
         self, connection: sqlite3.Connection, oldest: int, newest: int, now: float, uptime: float
     ) -> list[str] | None:
         """The keys that have to be read again; None for all."""
-        known, ended = self._number, self.next_end is not None and self.next_end <= now
+        known, ended = self._number, self.next_end is not None and self.next_end <= now + self._ahead
         if known is None or not oldest - 1 <= known <= newest or not newest:
             return None
         if ended or now < self._now or uptime >= self._checked + CHECK:
@@ -143,9 +145,9 @@ class Listing:
                 rows[key] = row
         changed = {key for key in keys if rows.get(key) != self._rows.get(key, (None,))[0]}
         self._take(changed, rows)
-        ends = [row[4] for key, row in rows.items() if key in changed and row[4] is not None]
-        if ends:  # one that was put off leaves the earlier time, at which nothing will be found to have ended
-            self.next_end = min(map(float, ends) if self.next_end is None else [self.next_end, *map(float, ends)])
+        new = (self._entries[key].expires for key in changed if key in rows)
+        # One that was put off leaves the earlier time, at which nothing will be found to have ended.
+        self.next_end = min((end for end in (self.next_end, *new) if end is not None), default=None)
         return changed
 
     def _take(self, changed: set[str], rows: dict[str, Row]) -> None:
@@ -158,7 +160,7 @@ class Listing:
                 self._rows.pop(key, None)
                 self._entries.pop(key, None)
             else:
-                self._entries[key] = _entry(row)
+                self._entries[key] = _entry(row, self._ahead)
                 self._rows[key] = row, self._entries[key]
 
 
@@ -171,8 +173,8 @@ def _numbers(connection: sqlite3.Connection) -> tuple[int, int]:
     return found[0] or 0, found[1] or 0
 
 
-def _entry(row: Row) -> Entry:
+def _entry(row: Row, ahead: float) -> Entry:
     key, value, created, revision, expires = row
     data = value if isinstance(value, bytes) else str(value).encode()  # people insert text with the sqlite3 tool
-    ends = None if expires is None else float(str(expires))
+    ends = None if expires is None else float(str(expires)) + ahead
     return Entry(str(key), data, int(str(created)), int(str(revision)), ends)

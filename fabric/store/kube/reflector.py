@@ -21,7 +21,9 @@ A herd: 1,000 nodes whose API is gone try it about 1,300 times a second together
 the port is closed that is a SYN and a RST each. When it opens, each comes once within a second, with a TLS handshake, a
 list of one node and a watch from the version that it knows. An API that is not up to that lets connections time out or
 answers 429 or 5xx; from its first such sign on a node's pauses double up to 30 s and follow Retry-After, which leaves
-about 45 tries a second. Only after an outage of more than `stale` does each node list all nodes, in pages of 100.
+about 45 tries a second. Only after an outage of more than `stale` does each node list all nodes, in pages of 100, and
+each at a moment of its own within `spread`: until then it watches from the version that it knows, so that it is in sync
+before. Where that version is gone by then it waits for its moment with what it knows.
 """
 
 from __future__ import annotations
@@ -49,7 +51,8 @@ MOST_PATIENT = 60.0
 class Timing:
     """All in seconds. `silence` without a byte ends a watch; one of `settle` seconds shows that the API is back; a
     watch of `steady` seconds resets the pauses, which end at `refused` where nobody takes connections; after an outage
-    of more than `stale` the nodes are listed anew, since another cluster's versions may look like ours."""
+    of more than `stale` the nodes are listed anew within `spread`, since another cluster's versions may look like ours.
+    """
 
     watch: tuple[int, int] = (300, 600)
     silence: float = 15.0
@@ -58,6 +61,7 @@ class Timing:
     refused: float = 1.0
     steady: float = 10.0
     stale: float = 600.0
+    spread: float = 10.0
 
 
 class Backoff:
@@ -121,6 +125,7 @@ class Reflector:
         self._orderly = False  # the last session ended as it should
         self._failures = 0
         self._seen = monotonic()  # when the API last said something
+        self._list_at: float | None = None  # when to list although our version is known
         self.revision = 0
         self.epoch = 0
         self.lists = 0
@@ -149,15 +154,23 @@ class Reflector:
             await asyncio.sleep(self._backoff.pause(wish, limit))
 
     async def _session(self) -> None:
-        if self._version and monotonic() - self._seen > self._timing.stale:
-            self._version = ""
+        self._plan_list(monotonic())
         async with self._api.session(self._kind) as session:
             if self._version and not self._orderly:
                 await self._check(session)
             if not self._version:
+                if self._list_at is not None:
+                    await asyncio.sleep(self._list_at - monotonic())
                 await self._list(session)
                 self._away(None)
             await self._watch(session)
+
+    def _plan_list(self, now: float) -> None:
+        """After a long outage the version that we know no longer counts, at a moment that is not everybody's."""
+        if self._version and self._list_at is None and now - self._seen > self._timing.stale:
+            self._list_at = now + self._rng.uniform(0.0, self._timing.spread)
+        if self._list_at is not None and now >= self._list_at:
+            self._version = ""
 
     async def _check(self, session: Session) -> None:
         """Forget our version when the API's is older: the cluster was restored from a backup."""
@@ -202,12 +215,15 @@ class Reflector:
 
     def _listed(self, found: list[Any], bad: list[tuple[str, str]]) -> None:
         self.lists += 1
+        self._list_at = None
         changed = self._table.replace(found, bad)
         self._report(changed or self.lists == 1)
 
     async def _watch(self, session: Session) -> None:
         seconds = self._rng.randint(*self._timing.watch)
         started = self._seen = monotonic()
+        if self._list_at is not None:
+            seconds = max(1, min(seconds, math.ceil(self._list_at - started)))
         settled = asyncio.get_running_loop().call_later(self._timing.settle, self._healthy)
         try:
             events = await session.watch(self._version, seconds, self._timing.silence)

@@ -35,7 +35,7 @@ steps = st.lists(
 
 def fresh(path: Path, clock: Clock) -> Snapshot:
     """What somebody sees who opens the file now."""
-    other = SqliteFile(path, clock)
+    other = SqliteFile(path, clock, clock)
     other.open()
     try:
         return other.list(P)
@@ -49,7 +49,7 @@ def test_any_path_leads_to_what_is_there(
     path: list[tuple[str, int, int | None]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     place, clock = tmp_path_factory.mktemp("store") / "s.db", Clock()
-    reader, writer = SqliteFile(place, clock), SqliteFile(place, clock)
+    reader, writer = SqliteFile(place, clock, clock), SqliteFile(place, clock, clock)
     reader.open()
     writer.open()
     tool = sqlite3.connect(place, isolation_level=None)
@@ -96,7 +96,7 @@ def act(writer: SqliteFile, tool: sqlite3.Connection, clock: Clock, what: str, n
 
 def test_a_file_of_an_earlier_version_gets_its_record(tmp_path: Path) -> None:
     path, clock = tmp_path / "s.db", Clock()
-    first = SqliteFile(path, clock)
+    first = SqliteFile(path, clock, clock)
     first.open()
     first.put(P + "a", b"1", 0, None)
     first.close()
@@ -105,7 +105,7 @@ def test_a_file_of_an_earlier_version_gets_its_record(tmp_path: Path) -> None:
         old.execute(f"DROP TRIGGER {name}")
     old.execute("DROP TABLE changes")
     assert not has_record(old)
-    reader = SqliteFile(path, clock)
+    reader = SqliteFile(path, clock, clock)
     reader.open()
     assert has_record(old)
     seen = reader.list(P)
@@ -120,7 +120,7 @@ def test_a_file_of_an_earlier_version_gets_its_record(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_written_is_read_whole(tmp_path: Path) -> None:
     path, clock = tmp_path / "s.db", Clock()
-    first = SqliteFile(path, clock)
+    first = SqliteFile(path, clock, clock)
     first.open()
     first.put(P + "a", b"1", 0, None)
     tool = sqlite3.connect(path, isolation_level=None)
@@ -135,7 +135,8 @@ def test_a_file_that_cannot_be_written_is_read_whole(tmp_path: Path) -> None:
 
 def test_the_record_stays_short(tmp_path: Path) -> None:
     path = tmp_path / "s.db"
-    file = SqliteFile(path, Clock())
+    clock = Clock()
+    file = SqliteFile(path, clock, clock)
     file.open()
     tool = sqlite3.connect(path, isolation_level=None)
     tool.execute("BEGIN")
