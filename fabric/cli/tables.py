@@ -9,6 +9,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
@@ -120,8 +121,8 @@ def routes(result: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def pods(result: Sequence[Mapping[str, Any]]) -> Table:
-    """One row per interface. A pod whose runtime gave no name has its container's id; the port's own name is last."""
-    table = _table("NAMESPACE", "NAME", "IP", "PORT", "KIND", "AGE", "")
+    """One row per interface. A pod whose runtime gave no name has its container's id; what is wrong is last."""
+    table = _table("NAMESPACE", "NAME", "IP", "PORT", "KIND", "AGE", "SENT", "RECEIVED", "DROPS", "")
     for item in result:
         pod = item["pod"]
         table.add_row(
@@ -131,10 +132,19 @@ def pods(result: Sequence[Mapping[str, Any]]) -> Table:
             _text(item["name"]),
             item["kind"],
             _duration(max(0.0, time() - item["since"])),
+            *_traffic(item.get("traffic")),
             _text(item["problem"]),
             style="red" if item["problem"] else None,
         )
     return table
+
+
+def _traffic(counts: Mapping[str, int] | None) -> tuple[str, str, str]:
+    """Bytes and frames from a pod and to it, and drops; nothing for a pod that passes no worker."""
+    if counts is None:
+        return "", "", ""
+    sent, received = (f"{decimal(counts[f'bytes_{way}'])} ({counts[f'frames_{way}']:,})" for way in ("from", "to"))
+    return sent, received, f"{counts['drops']:,}"
 
 
 def counters(result: Mapping[str, int], every: bool) -> Table:

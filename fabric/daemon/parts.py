@@ -65,6 +65,9 @@ class Dataplane(Protocol):
     def counters(self) -> dict[str, int]:
         """Counters by flat name."""
 
+    def port_counters(self) -> dict[str, dict[str, int]]:
+        """What each port has carried and lost, by its name; "node" is the node port."""
+
     def status(self) -> dict[str, object]:
         """Offloads, threads, sockets, ports."""
 

@@ -30,6 +30,7 @@ def methods(node: Node) -> Mapping[str, Method]:
         "counters": lambda params, passed: counters(node),
         "port.add": lambda params, passed: _ready(node).add_port(params, passed),
         "port.delete": lambda params, passed: port_delete(node, params),
+        "port.counters": lambda params, passed: node.forwarding.dataplane.port_counters(),
         "port.list": lambda params, passed: [item for item in node.pods.endpoints() if item["kind"] in ("tun", "tap")],
         "endpoint.add": lambda params, passed: node.pods.add_endpoint(params),
         "endpoint.delete": lambda params, passed: endpoint_delete(node, params),

@@ -7,16 +7,24 @@ from collections.abc import Sequence
 from fabric.model import Address
 from tun.device import Device
 
+COUNTS = ("frames_from", "bytes_from", "frames_to", "bytes_to", "drops")
+"""Of a port, as `Worker.port_counts` gives them: what came from the pod, what went to it, what of both was refused."""
+SLOTS = 4096
+"""Of them workers have so many, the node port's among them (`snapshot.pxd`)."""
+NOTHING: tuple[int, ...] = (0,) * len(COUNTS)
+
 
 class WorkerPort:
     """Wraps a `tun.Device`; snapshots hold a reference, so the device closes when the last one that names it is freed.
 
     `ethernet` is None for a TUN, (the pod's MAC, the gateway's MAC) of 6 bytes each for a TAP. `addresses` are a pod's
     own addresses, empty for the node port. `workers` is the number of workers that share the reading of single-queue
-    ports.
+    ports. `slot` is where the workers count it (0: with the node port), `before` what is to be added to their counts.
     """
 
     ethernet: tuple[bytes, bytes] | None = None
+    slot = 0
+    before = NOTHING
 
     def __init__(self, name: str, device: Device, mtu: int, addresses: Sequence[Address], workers: int) -> None:
         self.name = name

@@ -105,6 +105,10 @@ class FakeDataplane:
     def counters(self) -> dict[str, int]:
         return {"egress_packets": 7, "drop_no_route": 0}
 
+    def port_counters(self) -> dict[str, dict[str, int]]:
+        counts = {"frames_from": 3, "bytes_from": 300, "frames_to": 2, "bytes_to": 2048, "drops": 1}
+        return dict.fromkeys(("node", *self.ports), counts)
+
     def status(self) -> dict[str, object]:
         return {"offloads": {"udp-gso": True}, "threads": dict(self.threads)}
 
