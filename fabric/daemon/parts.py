@@ -59,14 +59,14 @@ class Dataplane(Protocol):
     def lost_ports(self) -> list[str]:
         """The pod ports whose device is gone."""
 
+    def port_counters(self) -> dict[str, dict[str, int]]:
+        """What each port has carried and lost, by its name; "node" is the node port."""
+
     def delete_port(self, name: str) -> None:
         """Remove a pod port."""
 
     def counters(self) -> dict[str, int]:
         """Counters by flat name."""
-
-    def port_counters(self) -> dict[str, dict[str, int]]:
-        """What each port has carried and lost, by its name; "node" is the node port."""
 
     def status(self) -> dict[str, object]:
         """Offloads, threads, sockets, ports."""

@@ -25,7 +25,7 @@ from pathlib import Path
 from fabric.errors import DataplaneError
 from fabric.forward import pod_device
 from fabric.forward.flows import FlowTable
-from fabric.forward.ports import COUNTS, SLOTS, WorkerPort
+from fabric.forward.ports import WorkerPort
 from fabric.forward.snapshot import Snapshot
 from fabric.forward.tunnel_gso import TunnelTap, is_virtual, on_link, passes_tunnel_superframes
 from fabric.forward.underlay import Underlay
@@ -147,17 +147,11 @@ class Dataplane:
     def _add(self, endpoint: Endpoint, device: Device, mtu: int) -> dict[str, object]:
         port = WorkerPort(endpoint.name, device, mtu, endpoint.addresses, self.settings.workers)
         port.ethernet = pod_device.ethernet(device)
-        port.slot = self._free_slot()
-        port.before = tuple(-value for value in self._counted(port))  # of the port that had the slot before
+        port.place(self._pods, self._workers)
         self._pods.append(port)
         self._ports_version += 1
         self._publish()
         return port.describe()
-
-    def _free_slot(self) -> int:
-        """Where the workers count a new port; beyond the last one they count it with the node port."""
-        used = {port.slot for port in self._pods}
-        return next((slot for slot in range(1, SLOTS) if slot not in used), 0)
 
     @property
     def _ports(self) -> list[WorkerPort]:
@@ -197,6 +191,10 @@ class Dataplane:
     def lost_ports(self) -> list[str]:
         """The pod ports whose device is gone: its namespace ended, or somebody deleted it."""
         return [port.name for port in self._pods if port.device.gone]
+
+    def port_counters(self) -> dict[str, dict[str, int]]:
+        """By port name, "node" among them: frames and bytes from it and to it, drops (`WorkerPort.COUNTS`)."""
+        return {port.name: dict(zip(port.COUNTS, port.counted(self._workers), strict=True)) for port in self._ports}
 
     # --- snapshot ---
 
@@ -335,7 +333,7 @@ class Dataplane:
         for thread in self._threads:
             thread.join(timeout=5)
         for port in self._ports:
-            port.before = self._counted(port)
+            port.before = port.counted(self._workers)
         for worker in self._workers:
             self._past.update(worker.counters())
         self._threads.clear()
@@ -354,14 +352,6 @@ class Dataplane:
             total.update(self._flows.counters())
         total["node_port_overflows"] = _overflows(self.settings.device) if self._ports else 0
         return total
-
-    def _counted(self, port: WorkerPort) -> tuple[int, ...]:
-        counts = (port.before, *(worker.port_counts(port.slot) for worker in self._workers))
-        return tuple(map(sum, zip(*counts, strict=True)))
-
-    def port_counters(self) -> dict[str, dict[str, int]]:
-        """By port name, "node" among them: frames and bytes from the port and to it, and drops (`ports.COUNTS`)."""
-        return {port.name: dict(zip(COUNTS, self._counted(port), strict=True)) for port in self._ports}
 
     def status(self) -> dict[str, object]:
         """Offloads in use, threads alive, sockets and ports."""

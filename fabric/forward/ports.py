@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from fabric.forward.worker import Worker
 from fabric.model import Address
 from tun.device import Device
 
-COUNTS = ("frames_from", "bytes_from", "frames_to", "bytes_to", "drops")
-"""Of a port, as `Worker.port_counts` gives them: what came from the pod, what went to it, what of both was refused."""
 SLOTS = 4096
-"""Of them workers have so many, the node port's among them (`snapshot.pxd`)."""
-NOTHING: tuple[int, ...] = (0,) * len(COUNTS)
+"""In each worker: places for the counts of one port, the first for the node port (`snapshot.pxd`)."""
 
 
 class WorkerPort:
@@ -23,8 +21,10 @@ class WorkerPort:
     """
 
     ethernet: tuple[bytes, bytes] | None = None
+    COUNTS = ("frames_from", "bytes_from", "frames_to", "bytes_to", "drops")
+    """As `Worker.port_counts` gives them: what came from the pod, what went to it, what of both was refused."""
     slot = 0
-    before = NOTHING
+    before: tuple[int, ...] = (0,) * len(COUNTS)
 
     def __init__(self, name: str, device: Device, mtu: int, addresses: Sequence[Address], workers: int) -> None:
         self.name = name
@@ -33,6 +33,17 @@ class WorkerPort:
         self.addresses = tuple(addresses)
         self.workers = workers
         self.fds = tuple(device.fds)
+
+    def place(self, others: Iterable[WorkerPort], workers: Sequence[Worker]) -> None:
+        """Give it a slot that none of the `others` has; beyond the last one it is counted with the node port."""
+        used = {port.slot for port in others}
+        self.slot = next((slot for slot in range(1, SLOTS) if slot not in used), 0)
+        self.before = tuple(-value for value in self.counted(workers))  # of the port that had the slot before
+
+    def counted(self, workers: Sequence[Worker]) -> tuple[int, ...]:
+        """What it has carried and lost so far, in the order of COUNTS."""
+        counts = (self.before, *(worker.port_counts(self.slot) for worker in workers))
+        return tuple(map(sum, zip(*counts, strict=True)))
 
     @property
     def features(self) -> int:

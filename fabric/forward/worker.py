@@ -19,7 +19,7 @@ from cython.cimports.fabric.forward.ingress import Ingress, ingress_close, ingre
 from cython.cimports.fabric.forward.kernel import ORDERED, atomic_load, atomic_store
 from cython.cimports.fabric.forward.lane import SOCKETS, Lane
 from cython.cimports.fabric.forward.snapshot import MAX_WORKERS
-from cython.cimports.libc.stdint import uint32_t, uint64_t
+from cython.cimports.libc.stdint import uint64_t
 from cython.cimports.libc.stdlib import calloc, free
 from cython.cimports.posix.unistd import close
 
@@ -172,6 +172,18 @@ class Worker:
         atomic_store(cython.address(self.shared.stop), 1, ORDERED)
         self.wake()
 
+    def port_counts(self, slot: int) -> tuple:
+        """What both threads have counted for the port of a slot since the start: see `WorkerPort.COUNTS`."""
+        e = cython.address(self.egress.lane.ports[cython.cast(cython.uint, slot)])
+        s = cython.address(self.ingress.lane.ports[cython.cast(cython.uint, slot)])
+        return (
+            e.frames_from + s.frames_from,
+            e.bytes_from + s.bytes_from,
+            e.frames_to + s.frames_to,
+            e.bytes_to + s.bytes_to,
+            e.drops + s.drops,
+        )
+
     def counters(self) -> dict:
         """All counters of both threads by name; drops as `drop_<reason>`.
 
@@ -210,18 +222,6 @@ class Worker:
         )
         out.update(self._drops())
         return out
-
-    def port_counts(self, slot: int) -> tuple:
-        """What both threads have counted for the port of a slot since the start: see `ports.COUNTS`."""
-        e = cython.address(self.egress.lane.ports[cython.cast(uint32_t, slot)])
-        s = cython.address(self.ingress.lane.ports[cython.cast(uint32_t, slot)])
-        return (
-            e.frames_from + s.frames_from,
-            e.bytes_from + s.bytes_from,
-            e.frames_to + s.frames_to,
-            e.bytes_to + s.bytes_to,
-            e.drops + s.drops,
-        )
 
     def _drops(self):
         m = cython.address(self.ingress.merger)
