@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from bench import cni, cni_start, compare, control_plane, gates, instructions, policy, publish, report
+from bench import cni, compare, control_plane, gates, instructions, policy, publish, report
 from bench.measures import MEASURES
 from bench.variants import BY_NAME, choose
 from fabric.lab.cli import plainly
@@ -131,7 +131,7 @@ def compile_policy() -> None:
 def cni_latency(kinds: list[str], pods: int, calls: int) -> None:
     """How long ADD and DEL of the CNI plugin take; exit code 1 when a target is missed."""
     good = True
-    console().print(cni.start_line(cni_start.measure()))
+    console().print(cni.start())
     for kind in POD_KINDS:
         if kind in kinds and kind != "mixed":
             found = cni.run(kind, pods, calls)

@@ -50,6 +50,7 @@ class FakePort:
     workers: int = 1
     name: str = "node"
     ethernet: None = None
+    slot: int = 0
 
 
 def peer_mac(number: int) -> bytes:

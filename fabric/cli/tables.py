@@ -9,6 +9,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
@@ -130,8 +131,8 @@ def routes(result: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def pods(result: Sequence[Mapping[str, Any]]) -> Table:
-    """One row per interface. A pod whose runtime gave no name has its container's id; the port's own name is last."""
-    table = grid("NAMESPACE", "NAME", "IP", "PORT", "KIND", "AGE", "")
+    """One row per interface. A pod whose runtime gave no name has its container's id; what is wrong is last."""
+    table = grid("NAMESPACE", "NAME", "IP", "PORT", "KIND", "AGE", "SENT", "RECEIVED", "DROPS", "")
     for item in result:
         pod = item["pod"]
         table.add_row(
@@ -141,10 +142,19 @@ def pods(result: Sequence[Mapping[str, Any]]) -> Table:
             text(item["name"]),
             item["kind"],
             duration(max(0.0, time() - item["since"])),
+            *_traffic(item.get("traffic")),
             text(item["problem"]),
             style="red" if item["problem"] else None,
         )
     return table
+
+
+def _traffic(counts: Mapping[str, int] | None) -> tuple[str, str, str]:
+    """Bytes and frames from a pod and to it, and drops; nothing for a pod that passes no worker."""
+    if counts is None:
+        return "", "", ""
+    sent, received = (f"{decimal(counts[f'bytes_{way}'])} ({counts[f'frames_{way}']:,})" for way in ("from", "to"))
+    return sent, received, f"{counts['drops']:,}"
 
 
 def print_policies(result: Mapping[str, Any], console: Console | None = None) -> None:

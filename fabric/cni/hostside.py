@@ -186,12 +186,10 @@ def _forget_udp(mappings: tuple[Mapping, ...], record: Record, only_pods: bool =
 
 
 def _may_have(record: Record) -> bool:
-    """Without addresses the record is lost, and only the firewall itself can tell."""
+    """Without addresses the record is lost, and only the firewall itself can tell; flannel's file has never any."""
     conf = load(dict(record.document))
-    if conf.type == FLANNELS_DELEGATE:
-        return False
     try:
-        return not record.ips or bool(wanted(conf))
+        return (not record.ips and conf.type != FLANNELS_DELEGATE) or bool(wanted(conf))
     except CniError:
         return True
 

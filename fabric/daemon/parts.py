@@ -32,6 +32,9 @@ class Ports(Protocol):
     def lost_ports(self) -> list[str]:
         """The pod ports whose device is gone."""
 
+    def port_counters(self) -> dict[str, dict[str, int]]:
+        """What each port has carried and lost, by its name; "node" is the node port."""
+
     def delete_port(self, name: str) -> None:
         """Remove a pod port."""
 

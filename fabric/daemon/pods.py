@@ -218,9 +218,14 @@ class Pods:
             self._save()
 
     def endpoints(self) -> list[dict[str, Any]]:
-        """All records, with `problem` where a port has no device."""
+        """All records, with `problem` where a port has no device, and `traffic` of those that pass the workers."""
+        traffic = self._dataplane().port_counters() if self._known else {}
         return [
-            {**pods_file.described(known.endpoint), "problem": self._waiting.get(name, "")}
+            {
+                **pods_file.described(known.endpoint),
+                "problem": self._waiting.get(name, ""),
+                "traffic": traffic.get(name) if known.endpoint.is_port else None,
+            }
             for name, known in sorted(self._known.items())
         ]
 

@@ -37,6 +37,7 @@ def methods(node: Node) -> Mapping[str, Method]:
         "flows": lambda params, passed: flows(node, params),
         "drops": lambda params, passed: drops(node, params),
         "port.delete": lambda params, passed: port_delete(node, params),
+        "port.counters": lambda params, passed: node.forwarding.dataplane.port_counters(),
         "port.list": lambda params, passed: [item for item in node.pods.endpoints() if item["kind"] in ("tun", "tap")],
         "endpoint.add": lambda params, passed: policing.add_endpoint(node, params),
         "endpoint.delete": lambda params, passed: endpoint_delete(node, params),

@@ -161,6 +161,7 @@ class Dataplane:
         port = WorkerPort(endpoint.name, device, mtu, endpoint.addresses, self.settings.workers)
         port.ethernet = pod_device.ethernet(device)
         self._kept.keep(kept.pod(endpoint.name), device.fds)
+        port.place(self._pods, self._workers)
         self._pods.append(port)
         self._ports_version += 1
         self._publish()
@@ -205,6 +206,10 @@ class Dataplane:
     def lost_ports(self) -> list[str]:
         """The pod ports whose device is gone: its namespace ended, or somebody deleted it."""
         return [port.name for port in self._pods if port.device.gone]
+
+    def port_counters(self) -> dict[str, dict[str, int]]:
+        """By port name, "node" among them: frames and bytes from it and to it, drops (`WorkerPort.COUNTS`)."""
+        return {port.name: dict(zip(port.COUNTS, port.counted(self._workers), strict=True)) for port in self._ports}
 
     # --- snapshot ---
 
@@ -360,6 +365,8 @@ class Dataplane:
             worker.stop()
         for thread in self._threads:
             thread.join(timeout=5)
+        for port in self._ports:
+            port.before = port.counted(self._workers)
         for worker in self._workers:
             self._past.update(worker.counters())
             self._past_lost += worker.recorded_drops()[1]

@@ -44,7 +44,7 @@ from cython.cimports.fabric.forward.kernel import (
     epoll_event,
     epoll_wait,
 )
-from cython.cimports.fabric.forward.lane import drop, lane_enter, lane_idle
+from cython.cimports.fabric.forward.lane import PortCount, drop, lane_enter, lane_idle
 from cython.cimports.fabric.forward.local import answer, to_port
 from cython.cimports.fabric.forward.snapshot import (
     KIND_SHIFT,
@@ -140,7 +140,15 @@ def watch_ports(e, g):
 
 
 def drain_port(e, g, position):
-    """Read and forward up to BUDGET frames of a port."""
+    """Read and forward up to BUDGET frames of a port; what is dropped meanwhile is the port's."""
+    count: cython.pointer(PortCount) = cython.address(e.lane.ports[g.ports[position].slot])
+    before: uint64_t = e.lane.dropped
+    read_port(e, g, position, count)
+    count.drops += e.lane.dropped - before
+
+
+def read_port(e, g, position, count):
+    """Up to BUDGET frames of a port."""
     fd: cython.int = g.ports[position].fds[e.lane.shared.worker]
     vnet: VnetHeader
     base: cython.pointer(uint8_t)
@@ -183,6 +191,8 @@ def drain_port(e, g, position):
                 if ring != cython.NULL and e.lane.refused:
                     ring_record(ring, FROM_PORT_ETHERNET, e.lane.refused, position, base, cython.cast(uint32_t, n))
                 continue
+        count.frames_from += 1
+        count.bytes_from += cython.cast(uint32_t, n) - link
         if egress_frame(e, g, position, base + link, cython.cast(uint32_t, n) - link, cython.address(vnet)):
             e.fill += cython.cast(uint32_t, n) + HEADROOM
         elif ring != cython.NULL and e.lane.refused:

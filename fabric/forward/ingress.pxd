@@ -6,6 +6,9 @@ from fabric.forward.lane cimport Lane
 from fabric.forward.snapshot cimport Generation, PortEntry
 from tun.merge cimport Merger
 
+cdef enum:
+    NO_TARGET = 0x7FFFFFFF       # no port is known yet
+
 cdef struct Ingress:
     Lane lane
     Receiver receiver

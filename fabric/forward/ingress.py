@@ -61,7 +61,7 @@ from cython.cimports.fabric.forward.kernel import (
     epoll_event,
     epoll_wait,
 )
-from cython.cimports.fabric.forward.lane import lane_enter, lane_idle, monotonic, write_frame
+from cython.cimports.fabric.forward.lane import PortCount, lane_enter, lane_idle, monotonic, write_frame
 from cython.cimports.fabric.forward.snapshot import (
     KIND_SHIFT,
     POD_PORT,
@@ -256,11 +256,14 @@ def take_message(s, g, m, form):
         if size > step:
             size = step
         s.datagrams += 1
+        s.target = NO_TARGET
         reason = take_datagram(s, g, m, form, position, m.data + offset, size, hint)
         if reason != DropReason.PASS:
             s.lane.drops[reason] += 1
             if s.lane.ring != cython.NULL:
                 ring_record_from(s.lane.ring, reason, m.family, m.high, m.low, form, m.data + offset, size)
+            if s.target != NO_TARGET:
+                s.lane.ports[g.ports[s.target].slot].drops += 1
         offset += size
 
 
@@ -357,6 +360,7 @@ def hand_over(s, g, position, packet, inner, gso_size):
     """Give the packet to the merger for its port; PASS or the drop reason."""
     port: cython.pointer(PortEntry) = cython.address(g.ports[s.target])
     vtep: cython.pointer(Vtep) = cython.address(g.vteps.vteps[position])
+    count: cython.pointer(PortCount) = cython.address(s.lane.ports[port.slot])
     fd: cython.int = port.fds[s.lane.shared.worker]
     if fd < 0:
         return DropReason.PORT_GONE
@@ -376,9 +380,15 @@ def hand_over(s, g, position, packet, inner, gso_size):
         if deliver(cython.address(s.lane), port, packet, inner, gso_size):
             s.lane.packets += 1
             s.lane.bytes += inner.length
+            count.frames_to += 1
+            count.bytes_to += inner.length
+        else:
+            count.drops += 1
         return DropReason.PASS
     s.lane.packets += 1
     s.lane.bytes += inner.length
+    count.frames_to += 1
+    count.bytes_to += inner.length
     if gso_size:
         s.lane.superframes += 1
         merge_superframe(

@@ -5,7 +5,7 @@ from encap.transmit cimport Transmitter
 from fabric.forward.drop_ring cimport Ring
 from fabric.forward.flow_track cimport Tracker
 from fabric.forward.icmp cimport IcmpLimiter
-from fabric.forward.snapshot cimport Generation, PortEntry
+from fabric.forward.snapshot cimport SLOTS, Generation, PortEntry
 from tun.vnet cimport VnetHeader
 
 cdef enum:
@@ -22,6 +22,15 @@ cdef struct Shared:
     uint32_t worker              # index of this worker
     int sockets[SOCKETS]         # receive sockets
     uint8_t formats[SOCKETS]     # FORMAT_* they carry
+
+# What one thread has counted for one port. Frames as they pass it: a superframe is one.
+cdef struct PortCount:
+    uint64_t frames_from
+    uint64_t bytes_from          # of IP, as all bytes here
+    uint64_t frames_to           # ingress: before they are joined
+    uint64_t bytes_to
+    uint64_t drops               # its frames, and datagrams for it, that were refused
+    uint64_t spare[3]            # a cache line
 
 # One thread's side. `seen` is the generation in use: 0 = about to load one, IDLE = none (asleep).
 cdef struct Lane:
@@ -40,6 +49,8 @@ cdef struct Lane:
     IcmpLimiter limiter
     Tracker tracker
     Transmitter transmitter      # of the egress thread; the ingress thread's sends only ICMP errors
+    uint64_t dropped             # calls of `drop`
+    PortCount ports[SLOTS]       # resident as they are used
 
 cdef uint64_t monotonic() noexcept nogil
 # Load the current generation for use until lane_idle; NULL before the first one.
@@ -59,3 +70,4 @@ cdef bint write_port(Lane* lane, const PortEntry* port, const VnetHeader* vnet, 
 cdef inline void drop(Lane* lane, int reason) noexcept nogil:
     lane.drops[reason] += 1
     lane.refused = reason
+    lane.dropped += 1

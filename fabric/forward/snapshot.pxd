@@ -14,6 +14,7 @@ cdef enum:
     TO_PORT = 2
     TO_HOST = 3                  # a VTEP to which the host has a plain route; the position is the VTEP's
     LINK_HEADER = 14             # Ethernet
+    SLOTS = 4096                 # ports that are counted one by one; slot 0 is the node port's
     NODE_PORT = 0
     POD_PORT = 1
 
@@ -24,6 +25,7 @@ cdef struct PortEntry:
     uint32_t features            # FEATURE_* of tun.vnet
     uint16_t mtu
     uint16_t account             # of its flows; 0 of the node port
+    uint16_t slot                # where it is counted (lane.PortCount), the same for as long as it lives
     uint8_t kind
     uint8_t ethernet             # a TAP: frames carry an Ethernet header
     uint8_t link[12]             # the pod's MAC and the gateway's, as a frame to the pod begins

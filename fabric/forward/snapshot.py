@@ -151,6 +151,7 @@ class Snapshot:
             entry.fds[i] = fds[i % len(fds)]
         entry.owner = MAX_WORKERS if len(fds) > 1 or position == 0 else position % port.workers
         entry.features = port.features
+        entry.slot = port.slot
         entry.mtu = port.mtu
         entry.kind = NODE_PORT if position == 0 else POD_PORT
         if port.ethernet is not None:

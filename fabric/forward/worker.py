@@ -203,6 +203,18 @@ class Worker:
         atomic_store(cython.address(self.shared.stop), 1, ORDERED)
         self.wake()
 
+    def port_counts(self, slot: int) -> tuple:
+        """What both threads have counted for the port of a slot since the start: see `WorkerPort.COUNTS`."""
+        e = cython.address(self.egress.lane.ports[cython.cast(cython.uint, slot)])
+        s = cython.address(self.ingress.lane.ports[cython.cast(cython.uint, slot)])
+        return (
+            e.frames_from + s.frames_from,
+            e.bytes_from + s.bytes_from,
+            e.frames_to + s.frames_to,
+            e.bytes_to + s.bytes_to,
+            e.drops + s.drops,
+        )
+
     def counters(self) -> dict:
         """All counters of both threads by name; drops as `drop_<reason>`.
 

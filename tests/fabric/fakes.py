@@ -101,6 +101,10 @@ class FakeDataplane:
     def lost_ports(self) -> list[str]:
         return [name for name in self.ports if name in self.lost]
 
+    def port_counters(self) -> dict[str, dict[str, int]]:
+        counts = {"frames_from": 3, "bytes_from": 300, "frames_to": 2, "bytes_to": 2048, "drops": 1}
+        return dict.fromkeys(("node", *self.ports), counts)
+
     def delete_port(self, name: str) -> None:
         if self.ports.pop(name, None) is None:
             raise DataplaneError(f"no port {name}")

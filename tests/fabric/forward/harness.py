@@ -66,6 +66,7 @@ class HarnessPort(MemoryPort):
     """A memory port with what a snapshot reads from `fabric.forward.ports.WorkerPort`."""
 
     ethernet: tuple[bytes, bytes] | None = None
+    slot = 0
 
     def __init__(
         self, name: str, addresses: Sequence[str] = (), mtu: int = 1450, features: Features = Features.ALL

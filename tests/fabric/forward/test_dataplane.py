@@ -147,6 +147,9 @@ def test_pod_ports_come_and_go(namespace: Namespace, make_node: Make, workers: i
                 pod.inject(make(4, (2, i), (1, 5)))
                 (back,) = collect(near, 1)
                 assert back[8] == 63
+        counted = b.plane.port_counters()
+        assert set(counted) == {"node", "p10", "p11"}
+        assert all(counted[name]["frames_from"] >= 1 and counted[name]["bytes_to"] > 20 for name in ("p10", "p11"))
         with pytest.raises(DataplaneError, match="p10 exists already"):
             b.plane.add_port(replace(endpoint(pods, 12), name="p10"))
         b.plane.delete_port("p10")
@@ -154,6 +157,9 @@ def test_pod_ports_come_and_go(namespace: Namespace, make_node: Make, workers: i
         with pytest.raises(DataplaneError, match="no port p10"):
             b.plane.delete_port("p10")
         assert "eth11" in pods.command("ip", "-br", "link")
+        assert b.plane.port_counters()["p11"]["frames_to"] == counted["p11"]["frames_to"]
+        b.namespace.run(partial(b.plane.add_port, endpoint(pods, 13, address4(2, 13))))
+        assert b.plane.port_counters()["p13"]["bytes_to"] == 0, "nothing of the port that was counted there before"
         with pytest.raises(DataplaneError, match="p12"):
             b.plane.add_port(replace(endpoint(pods, 12, address4(2, 12)), netns="/run/netns/fabtest-not-there"))
     finally:
