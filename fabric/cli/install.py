@@ -28,8 +28,9 @@ def _options(function: Any) -> Any:
 @_options
 @click.option("--python", default="", help="interpreter of the environment [default: the one that runs this]")
 @click.option("--kind", type=click.Choice(KINDS), default="tun", show_default=True, help="of the network's pods")
+@click.option("--no-service", is_flag=True, help="only environment, CNI plugin and network: fabricd runs elsewhere")
 @click.option("--force", is_flag=True, help="replace files that are something else")
-def install(root: str, prefix: str, vendor: bool, python: str, kind: str, force: bool) -> None:
+def install(root: str, prefix: str, vendor: bool, python: str, kind: str, no_service: bool, force: bool) -> None:
     """Install podfabric as a systemd service with its CNI plugin and a network. It is not started.
 
     An environment of its own, the unit, user and directories, fabricctl and the plugin as links. A second run brings
@@ -37,8 +38,9 @@ def install(root: str, prefix: str, vendor: bool, python: str, kind: str, force:
     """
     where = _layout(root, prefix, vendor)
     try:
-        _say(steps.install(where, python or environment.base_python(), "" if kind == "none" else kind, force))
-        if where.live:
+        network = "" if kind == "none" else kind
+        _say(steps.install(where, python or environment.base_python(), network, force, not no_service))
+        if where.live and not no_service:
             _say(steps.activate(where, steps.system_run))
     except (OSError, environment.EnvironmentProblem, subprocess.SubprocessError) as error:
         raise Refused(_text(error)) from None

@@ -29,13 +29,14 @@ FABRICD_OPTIONS="--ip-masq"
 Run = Callable[..., None]
 
 
-def install(where: Layout, python: str, kind: str, force: bool) -> Iterator[str]:
-    """Put everything in place. Raises OSError, EnvironmentProblem."""
+def install(where: Layout, python: str, kind: str, force: bool, service: bool = True) -> Iterator[str]:
+    """Put everything in place; without `service` only what the CNI plugin needs. Raises OSError, EnvironmentProblem."""
     environment.check_python(python)
     environment.make(where.environment, where.prefix, python)
     yield f"{where.environment}: podfabric and what it needs, for {python}"
-    yield from _files(where)
-    yield link(Path(where.prefix) / "bin" / "fabricctl", where.command, force)
+    if service:
+        yield from _files(where)
+        yield link(Path(where.prefix) / "bin" / "fabricctl", where.command, force)
     yield link(Path(where.prefix) / "bin" / PROGRAM, where.cni_bin / PROGRAM, force)
     if kind:
         content = conflist("cbr0", kind, where.cni_bin, {})

@@ -1,8 +1,8 @@
 """A real systemd as PID 1 of its own namespaces, with our unit in it and nothing of the host's.
 
 Own are processes, mounts, IPC, host name, control groups; the network namespace is one of the test's. `/run`,
-`/var/lib` and `/etc/default` are empty at the start, the targets that a boot would pull in are stubs, users are the
-host's and ours. Files inside are read through `root`; namespaces in the test's `/run/netns` appear inside as they come.
+`/var/lib`, `/tmp` and `/etc/default` are empty at the start, the targets that a boot would pull in are stubs, users are
+the host's and ours. Files inside are read through `root`; namespaces in the test's `/run/netns` appear inside, too.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount --bind /proc/sys /proc/sys
 mount --bind /proc/sys/net /proc/sys/net
 mount -o remount,bind,ro /proc/sys
+mount -t tmpfs tmpfs /tmp
+mount -t tmpfs tmpfs /var/tmp
 """
 BOOT = (
     'exec env -i PATH="$PATH" container=fabtest SYSTEMD_UNIT_PATH=/run/units '

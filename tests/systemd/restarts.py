@@ -33,6 +33,7 @@ class Figures(NamedTuple):
     whole: tuple[Summary, Summary]
     losses: list[int]
     gaps: list[float]
+    latency: float
 
     def report(self) -> str:
         one, other = self.whole
@@ -41,7 +42,7 @@ class Figures(NamedTuple):
             f"{self.name}: {len(self.losses)} times; lost {one.lost} + {other.lost} of {one.sent + other.sent}"
             f" (worst {max(self.losses)} at a time), doubled {one.doubled + other.doubled},"
             f" out of order {one.reordered + other.reordered}; gap median {statistics.median(gaps) * 1e3:.0f} ms,"
-            f" worst {gaps[-1] * 1e3:.0f} ms"
+            f" worst {gaps[-1] * 1e3:.0f} ms; latest after {self.latency * 1e3:.0f} ms"
         )
 
 
@@ -75,11 +76,13 @@ def under_traffic(cluster: Cluster, name: str, actions: list[Callable[[], None]]
         end = time.monotonic()
     spans = list(zip(moments, [*moments[1:], end], strict=True))
     each = [[flow.summary(start, until) for flow in flows] for start, until in spans]
+    whole = flows[0].summary(steady, end), flows[1].summary(steady, end)
     return Figures(
         name,
-        (flows[0].summary(steady, end), flows[1].summary(steady, end)),
+        whole,
         [sum(summary.lost for summary in pair) for pair in each],
         [max(summary.gap for summary in pair) for pair in each],
+        max(summary.latency for summary in whole),
     )
 
 

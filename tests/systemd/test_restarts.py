@@ -12,23 +12,16 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import pytest
 
-from fabric.control_client import ControlClient
 from tests.fabric.daemon.nodes import ip
 from tests.scenarios import inside
 from tests.scenarios.waiting import wait_for
 from tests.systemd.booted import Booted
-from tun.device import create_in_netns
+from tests.systemd.cluster import Pod, add_pod, client
 
 pytestmark = pytest.mark.root
-
-
-class Pod(NamedTuple):
-    netns: str
-    address: str
 
 
 @pytest.fixture(scope="module")
@@ -40,28 +33,12 @@ def pods(booted: Booted) -> Iterator[tuple[Pod, Pod]]:
             subnet = daemon.ask("status")["subnets"][0].rpartition(".")[0]
         for number in (8, 9):
             pod = Pod(f"fabtest-sp{os.getpid()}-{number}", f"{subnet}.{number}")
-            ip("netns", "add", pod.netns)
             made.append(pod)
-            add(booted, pod)
+            add_pod(booted, pod)
         yield made[0], made[1]
     finally:
         for pod in made:
             subprocess.run(["ip", "netns", "delete", pod.netns], check=False)
-
-
-def client(booted: Booted) -> ControlClient:
-    return ControlClient(str(booted.root / "run/fabric"))
-
-
-def add(booted: Booted, pod: Pod) -> None:
-    path = f"/run/netns/{pod.netns}"
-    with create_in_netns(path, "eth0", mtu=1450, up=True) as device:
-        device.persist(True)
-        ip("-n", pod.netns, "address", "add", f"{pod.address}/32", "dev", "eth0")
-        ip("-n", pod.netns, "route", "add", "default", "dev", "eth0")
-        params = {"name": pod.netns, "netns": path, "ifname": "eth0", "addresses": [f"{pod.address}/32"]}
-        with client(booted) as daemon:
-            daemon.ask("port.add", params, device.fds)
 
 
 def connected(one: Pod, other: Pod) -> tuple[socket.socket, socket.socket]:
@@ -131,8 +108,7 @@ def test_a_pod_that_went_meanwhile_is_dropped(booted: Booted, pods: tuple[Pod, P
     booted.systemctl("start", "fabricd.service")
     with client(booted) as daemon:
         assert [item["name"] for item in daemon.ask("endpoint.list")] == [pods[0].netns]
-    ip("netns", "add", pods[1].netns)
-    add(booted, pods[1])
+    add_pod(booted, pods[1])
     kill(booted)
     with client(booted) as daemon:
         assert [item["problem"] for item in daemon.ask("endpoint.list")] == ["", ""]

@@ -118,6 +118,14 @@ def test_a_prefix_of_ones_own_and_the_packages_way(tmp_path: Path, monkeypatch: 
     assert others(tmp_path) == set()
 
 
+def test_only_what_the_plugin_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the DaemonSet has it, where fabricd runs in a container."""
+    monkeypatch.setattr(environment, "make", lambda place, prefix, python: place.mkdir(parents=True))
+    done = run("install", f"--root={tmp_path}", f"--python={host_python()}", "--no-service")
+    assert done.exit_code == 0, done.output
+    assert others(tmp_path) == {"etc/cni/net.d/10-fabric.conflist", "opt/cni/bin/fabric-cni"}
+
+
 def test_what_is_somebody_elses_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "make", lambda place, prefix, python: place.mkdir(parents=True))
     (tmp_path / "etc/cni/net.d").mkdir(parents=True)
