@@ -18,6 +18,7 @@ LAZY = {
     "adopt": "fabric.cli.adopt",
     "capture": "fabric.cli.capture",
     "completion": "fabric.cli.completion",
+    "doctor": "fabric.cli.doctor",
     "flows": "fabric.cli.flows",
     "lab": "fabric.lab.cli",
     "top": "fabric.cli.top",
