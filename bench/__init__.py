@@ -14,6 +14,7 @@ Five kinds:
   latency, memory and start-up (`gates`), each in a short form.
 * `python -m bench cni`: how long a container runtime waits for the CNI plugin (`cni`), against its targets.
 * `python -m bench policy`: what compiling network policy costs, from nothing and for one change (`policy`).
+* `python -m bench capture`: what a running `fabricctl capture` costs the traffic beside it (`capture`).
 
 How figures are made. A round measures kernel VXLAN first, then every variant; a ratio is a variant's figure divided by
 its baseline's of the same round. Shown is the median of the rounds with the smallest and the largest. Machines differ

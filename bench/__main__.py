@@ -1,4 +1,5 @@
-"""`python -m bench [options]` compares; `python -m bench gate` holds the floors; `cni` times the plugin.
+"""`python -m bench [options]` compares; `python -m bench gate` holds the floors; `cni` times the plugin;
+`capture` the cost of a capture.
 
 What they measure: see the package.
 """
@@ -11,7 +12,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from bench import cni, compare, control_plane, gates, instructions, policy, publish, report
+from bench import capture, cni, compare, control_plane, gates, instructions, policy, publish, report
 from bench.measures import MEASURES
 from bench.variants import BY_NAME, choose
 from fabric.lab.cli import plainly
@@ -139,6 +140,15 @@ def cni_latency(kinds: list[str], pods: int, calls: int) -> None:
             good = good and found.holds
     if not good:
         sys.exit(1)
+
+
+@main.command(name="capture")
+@click.option("--pairs", default=5, show_default=True, type=click.IntRange(1), help="Measurements without and with.")
+@click.option("--seconds", default=1.0, show_default=True, help="Length of one measurement.")
+@plainly
+def capture_impact(pairs: int, seconds: float) -> None:
+    """What a running capture leaves of the throughput beside it: shares, medians of alternating pairs."""
+    console().print("\n".join(capture.lines(capture.run(pairs, seconds))))
 
 
 @main.command(name="instructions")

@@ -17,6 +17,7 @@ from tun.netns import run_in_netns
 SOL_PACKET, PACKET_STATISTICS, PACKET_AUXDATA = 263, 6, 8
 SO_ATTACH_FILTER, SO_RCVBUFFORCE, SO_TIMESTAMPNS = 26, 33, 35
 ETH_P_ALL, ARPHRD_ETHER, ARPHRD_LOOPBACK, PACKET_OUTGOING = 3, 1, 772, 4
+CSUM_NOT_READY = 1 << 3  # TP_STATUS_CSUMNOTREADY
 RECEIVE_BUFFER = 4 << 20
 _AUXDATA = struct.Struct("=IIIHHHH")  # struct tpacket_auxdata
 _TIMESPEC = struct.Struct("=qq")
@@ -24,12 +25,14 @@ _CONTROL = socket.CMSG_SPACE(_AUXDATA.size) + socket.CMSG_SPACE(_TIMESPEC.size)
 
 
 class Frame(NamedTuple):
-    """One packet: Unix time in nanoseconds, its bytes, its whole length, whether the interface sent it."""
+    """One packet: Unix time in nanoseconds, its bytes, its whole length, whether the interface sent it, and
+    whether its checksum is still to be computed."""
 
     time: int
     data: bytes
     length: int
     outgoing: bool
+    unfinished: bool = False
 
 
 class _SockFprog(ctypes.Structure):
@@ -79,14 +82,14 @@ class Tap:
             data, ancillary, _, address = self.socket.recvmsg(self._snaplen, _CONTROL)
         except BlockingIOError:
             return None
-        time, length = 0, len(data)
+        time, length, state = 0, len(data), 0
         for level, kind, value in ancillary:
             if level == SOL_PACKET and kind == PACKET_AUXDATA:
-                length = _AUXDATA.unpack_from(value)[1]
+                state, length = _AUXDATA.unpack_from(value)[:2]
             elif level == socket.SOL_SOCKET and kind == SO_TIMESTAMPNS:
                 seconds, nanoseconds = _TIMESPEC.unpack_from(value)
                 time = seconds * 1_000_000_000 + nanoseconds
-        return Frame(time, data, length, address[2] == PACKET_OUTGOING)
+        return Frame(time, data, length, address[2] == PACKET_OUTGOING, bool(state & CSUM_NOT_READY))
 
     def statistics(self) -> tuple[int, int]:
         """Packets that passed the filter, and those of them that were lost for want of room, since the last call."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Literal
+from typing import Any, Literal
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -55,3 +55,11 @@ def _any(parts: Sequence[str] | None) -> str:
 
 def _all(*parts: str) -> str:
     return " and ".join(f"({part})" for part in parts if part)
+
+
+def tunnel_ports(status: Mapping[str, Any]) -> dict[str, int]:
+    """The UDP ports of the formats that the data path speaks."""
+    backend, formats = status["backend"], status["dataplane"].get("formats", [])
+    own = {backend["type"]: backend["port"]} if backend["port"] else {}
+    usual = {"vxlan": 8472, "udp": 8285}
+    return own | {name: usual[name] for name in formats if name not in own and name in usual}

@@ -18,7 +18,7 @@ from fabric.capture.comments import Commentator
 from fabric.capture.pcapng import ETHERNET
 from fabric.capture.session import RefusedPackets, Session
 from fabric.capture.taps import Tap
-from fabric.capture.wanted import PLACES, Place, Wanted
+from fabric.capture.wanted import PLACES, Place, Wanted, tunnel_ports
 from fabric.cli.asking import Refused, options, refusing
 from fabric.control_client import ControlClient
 from fabric.errors import FabricError
@@ -26,7 +26,6 @@ from fabric.errors import FabricError
 NICE = 10
 MAX_PODS = 64
 """Pods that are listened to when none is named."""
-UDP_PORT = 8285
 Found = TypeVar("Found", bound=Sized)
 
 
@@ -72,7 +71,7 @@ def capture(
             refused = _refused(client, wanted, snaplen) if "refused" in where else None
             out = stack.enter_context(_opened(target))
             os.nice(NICE)
-            comments = Commentator(pods, peers, status["underlay"], _ports(status))
+            comments = Commentator(pods, peers, status["underlay"], tunnel_ports(status))
             session = Session(out, taps, refused, comments, snaplen, verdict == "allowed")
             summary = session.run(count, duration)
     for line in summary.problems:
@@ -111,19 +110,11 @@ def _reasons(words: Sequence[str]) -> frozenset[str]:
     return found
 
 
-def _ports(status: Mapping[str, Any]) -> dict[str, int]:
-    """The UDP ports of the formats that the data path speaks."""
-    backend, formats = status["backend"], status["dataplane"].get("formats", [])
-    own = {backend["type"]: backend["port"]} if backend["port"] else {}
-    usual = {"vxlan": 8472, "udp": UDP_PORT}
-    return own | {name: usual[name] for name in formats if name not in own and name in usual}
-
-
 def _taps(
     stack: contextlib.ExitStack, status: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], wanted: Wanted,
     where: frozenset[Place], snaplen: int,
 ) -> Iterator[Tap]:  # fmt: skip
-    ports = _ports(status)
+    ports = tunnel_ports(status)
     inner_text = wanted.inner_text()
     inner = libpcap.compile(inner_text, libpcap.DLT_RAW, snaplen) if inner_text else None
 

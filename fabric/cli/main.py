@@ -18,6 +18,7 @@ LAZY = {
     "adopt": "fabric.cli.adopt",
     "capture": "fabric.cli.capture",
     "completion": "fabric.cli.completion",
+    "doctor": "fabric.cli.doctor",
     "flows": "fabric.cli.flows",
     "install": "fabric.cli.install",
     "lab": "fabric.lab.cli",
