@@ -30,7 +30,7 @@ from fabric.forward.ports import WorkerPort
 from fabric.forward.refused import refused_packet
 from fabric.forward.snapshot import Snapshot
 from fabric.forward.tables import Tables
-from fabric.forward.tunnel_gso import TunnelTap, is_virtual, on_link, passes_tunnel_superframes
+from fabric.forward.tunnel_offload import TunnelOffload
 from fabric.forward.underlay import Underlay
 from fabric.forward.worker import Worker
 from fabric.model import Address, DataplaneSettings, Encapsulation, Endpoint, ForwardingState, RefusedPacket
@@ -63,8 +63,7 @@ class Dataplane:
         self._flows = FlowTable(settings.flows) if settings.flows else None
         self._recording = False  # what is refused
         self._past_lost = 0
-        self._tap: TunnelTap | None = None
-        self._tap_refused = ""  # the interface for which it could not be had
+        self._tunnel_offload = TunnelOffload()
 
     # --- sockets ---
 
@@ -276,7 +275,7 @@ class Dataplane:
             worker.set_batching(self.settings.offload.get("udp-batch", True))
             worker.record_drops(self._recording)
             self._workers.append(worker)
-        self._set_tunnel_gso()
+        self._tunnel_offload.set(self.settings, self._workers, self._underlay.transmit)
         self._publish()
         for index, worker in enumerate(self._workers):
             for name, body in (("egress", worker.run_egress), ("ingress", worker.run_ingress)):
@@ -286,56 +285,7 @@ class Dataplane:
 
     def follow_offloads(self) -> None:
         """Look again at what the underlay passes on: offloads may have been switched, or the interface replaced."""
-        if not self._workers:
-            return
-        if self._tunnel_gso_wanted() != self._offloads["tap-tunnel-gso"] or not self._aimed():
-            self._set_tunnel_gso()
-
-    def _leave_tap(self) -> None:
-        for worker in self._workers:
-            worker.set_tunnel_gso(-1, bytes(6), (), (), ())
-
-    def _aimed(self) -> bool:
-        """Whether the TAP, if it is in use, leads to the interface that has the name now."""
-        if self._tap is None or not self._offloads["tap-tunnel-gso"]:
-            return True
-        try:
-            return self._tap.aims_at(self.settings.interface)
-        except OSError:
-            return True  # it is gone, and there is nothing to aim at
-
-    def _tunnel_gso_wanted(self) -> bool:
-        """Unasked only where no hardware is behind the interface: how a card fares with it has not been measured."""
-        asked, interface = self.settings.offload.get("tap-tunnel-gso"), self.settings.interface
-        if self._tap_refused == interface or self.settings.encapsulation != "vxlan" or asked is False:
-            return False
-        return passes_tunnel_superframes(interface) and (asked is True or is_virtual(interface))
-
-    def _set_tunnel_gso(self) -> None:
-        """Give the TAP to the workers, or take it away."""
-        interface = self.settings.interface
-        wanted = self._tunnel_gso_wanted()
-        self._offloads["tap-tunnel-gso"] = False
-        try:
-            if wanted and self._tap is None:
-                self._tap = TunnelTap(f"fabtx.{self.settings.vni}"[:15], interface)
-            elif wanted and self._tap is not None and not self._tap.aims_at(interface):
-                self._leave_tap()
-                self._tap.aim(interface)
-            links = on_link(interface) if wanted else []
-        except (DeviceError, OSError) as error:
-            self._tap_refused = interface
-            self._leave_tap()
-            asked = "tap-tunnel-gso" in self.settings.offload
-            log.log(logging.WARNING if asked else logging.DEBUG, "tap-tunnel-gso stays off: %s", error)
-            return
-        if self._tap is None:
-            return
-        transmit = self._underlay.transmit
-        ports = {version: [sock.getsockname()[1] for sock in socks] for version, socks in transmit.items()}
-        for worker in self._workers:
-            worker.set_tunnel_gso(self._tap.device.fds[0] if wanted else -1, self._tap.mac, ports[4], ports[6], links)
-        self._offloads["tap-tunnel-gso"] = wanted
+        self._tunnel_offload.follow(self.settings, self._workers, self._underlay.transmit)
 
     @staticmethod
     def _run(body: object) -> None:
@@ -353,9 +303,7 @@ class Dataplane:
         self._stop_workers()
         for port in [*self._ports, *self._pods]:
             port.device.close()
-        if self._tap is not None:
-            self._tap.close()
-            self._tap = None
+        self._tunnel_offload.close()
         self._node = None
         self._pods.clear()
         self._underlay.close()
@@ -431,7 +379,7 @@ class Dataplane:
             "encapsulation": self.settings.encapsulation,
             "formats": list(self._underlay.formats),
             "txqueuelen": self.settings.txqueuelen,
-            "offloads": dict(self._offloads),
+            "offloads": {**self._offloads, "tap-tunnel-gso": self._tunnel_offload.on},
             "threads": {thread.name: thread.is_alive() for thread in self._threads},
             "source_ports": [
                 sock.getsockname()[1] for socks in self._underlay.transmit.values() for sock in socks
