@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from fabric import jsonsafe
+from fabric.cni.digest import sha256
 from fabric.cni.errors import CniError
 from fabric.cni.protocol import is_name
 from fabric.cni.result import AddressInterface, IPConfig, Route, emit_ip, emit_route, parse_ips, parse_routes
@@ -40,10 +41,8 @@ class Attachment(NamedTuple):
     @property
     def host_interface(self) -> str:
         """The name of its host interface: `veth` and 11 hexadecimal digits (44 bits of a hash)."""
-        from hashlib import sha256  # takes milliseconds to load, and pods on TUN ports have no host interface
-
         text = "\0".join((self.network, self.container_id, self.ifname))
-        return f"veth{sha256(text.encode()).hexdigest()[:11]}"
+        return f"veth{sha256(text.encode())[:11]}"
 
 
 def port_prefix(network: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.cni import Latency, lines, percentile, start_line
+from bench.cni import Cost, Latency, lines, percentile, start_line
 from bench.cni_start import Start, measure
 from bench.variants import choose
 
@@ -28,8 +28,13 @@ def test_targets(add: float, delete: float, all_done: float, holds: bool) -> Non
 
 
 def test_what_is_shown() -> None:
-    text = "\n".join(lines(Latency("tun", 110, TIMES, [0.2], [1.0, 3.0], 3.25)))
-    for words in ("kind tun, 110 pods", "ADD  p50   50 ms  p99   99 ms", "2 ADDs at once: all done after 3.25 s"):
+    text = "\n".join(lines(Latency("tun", 110, TIMES, [0.2], [1.0, 3.0], 3.25, Cost(0.071, 0.0149))))
+    for words in (
+        "kind tun, 110 pods",
+        "ADD  p50   50 ms  p99   99 ms",
+        "processor time 71 ms, of the daemon 15 ms",
+        "2 ADDs at once: all done after 3.25 s",
+    ):
         assert words in text
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from fabric.cni.attachment import Record
 from fabric.cni.config import Conf
+from fabric.cni.digest import sha256
 from fabric.cni.errors import DAEMON_REFUSED, CniError
 from fabric.cni.kinds import common, tun, veth
 from fabric.cni.kinds.daemon import connect, delete_port, ready, status, translated
@@ -55,8 +56,6 @@ def check(record: Record, expected: common.Expected, pod: Pod) -> None:
 
 def derived_mac(record: Record) -> str:
     """A locally administered MAC that is the attachment's in every life of it."""
-    from hashlib import sha256
-
-    digest = bytearray(sha256("\0".join(record.attachment).encode()).digest()[:6])
+    digest = bytearray.fromhex(sha256("\0".join(record.attachment).encode())[:12])
     digest[0] = (digest[0] & 0xFE) | 0x02
     return digest.hex(":")

@@ -29,6 +29,7 @@ import fabric.cni.kinds.veth
 import fabric.cni.native
 import fabric.traffic.portmap_conntrack
 import fabric.traffic.portmap_table
+from fabric.cni import launcher
 from fabric.cni.main import main
 from tests.fabric.daemon.nodes import TestNode, ip
 from tests.routes.conftest import enter_namespace
@@ -49,17 +50,6 @@ PRELOADED = (
 REFERENCE_PLUGINS = Path("/usr/lib/cni")
 GC_KEY = "cni.dev/valid-attachments"
 ROOT = Path(__file__).resolve().parents[3]
-LAUNCHER = f"""#!{sys.executable}
-import sys
-sys.path.insert(0, {str(ROOT)!r})
-import fabric.cni.flannel
-import fabric.cni.kinds.bridge
-import fabric.cni.kinds.tun
-import fabric.cni.kinds.veth
-import fabric.cni.native
-from fabric.cni.main import main
-sys.exit(main())
-"""
 SUBNET_ENV = """FLANNEL_NETWORK=10.244.0.0/16
 FLANNEL_SUBNET=10.244.1.1/24
 FLANNEL_IPV6_NETWORK=2001:db8:42::/48
@@ -154,7 +144,7 @@ class Host:
     def _make_bin(self) -> None:
         self.bin.mkdir()
         for name in ("fabric-cni", "flannel"):
-            (self.bin / name).write_text(LAUNCHER)
+            (self.bin / name).write_text(launcher.here())
             (self.bin / name).chmod(0o755)
         for plugin in REFERENCE_PLUGINS.glob("*"):
             (self.bin / plugin.name).symlink_to(plugin)

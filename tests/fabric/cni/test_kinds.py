@@ -261,6 +261,33 @@ def test_the_reference_ipam_plugin_and_ours_share_one_directory(host: Host) -> N
     host.execute("host-local", host.environment("DEL", theirs), conf)
 
 
+@pytest.mark.parametrize("kind", ["veth", "bridge"])
+def test_the_runtimes_ranges_and_addresses(host: Host, tmp_path: Path, kind: str) -> None:
+    """`runtimeConfig.ipRanges` takes the place of the node's subnets, also without subnet.env; addresses may be asked
+    for in three places."""
+    sets = [[{"subnet": "198.51.100.0/24", "rangeStart": "198.51.100.40"}], [{"subnet": "2001:db8:77::/64"}]]
+    conf: dict[str, Any] = {"subnetFile": str(tmp_path / "none"), "bridge": "cni7"}
+    pods = [host.pod() for _ in range(4)]
+    asked: list[dict[str, Any]] = [
+        {},
+        {"runtimeConfig": {"ips": ["198.51.100.77"]}},
+        {"args": {"cni": {"ips": ["198.51.100.78", "2001:db8:77::78"]}}},
+    ]
+    found = []
+    for pod, each in zip(pods, asked, strict=False):
+        runtime = {"runtimeConfig": {"ipRanges": sets, **each.get("runtimeConfig", {})}}
+        found.append(v4_v6(add(host, pod, kind, **conf, **each | runtime)))
+        assert pods[0].pings(found[-1][1])
+    environ = {"CNI_ARGS": "IgnoreUnknown=1;IP=198.51.100.79"}
+    document = host.conf(kind, **conf, runtimeConfig={"ipRanges": sets})
+    found.append(v4_v6(host.call("ADD", document, pods[3], **environ).must()))
+    assert int(found[0][0].removeprefix("198.51.100.")) >= 40
+    assert [v4 for v4, _ in found[1:]] == ["198.51.100.77", "198.51.100.78", "198.51.100.79"]
+    assert found[2][1] == "2001:db8:77::78"
+    delete(host, *pods, kind=kind)
+    subprocess.run(["ip", "-n", host.netns, "link", "del", "cni7"], check=False, capture_output=True)
+
+
 def test_data_is_private(host: Host) -> None:
     pod = host.pod()
     add(host, pod)

@@ -6,7 +6,10 @@ import subprocess
 import sys
 
 DEAR = {"dataclasses", "inspect", "asyncio", "subprocess", "hashlib", "logging", "concurrent", "routes.state"}
-LOADED = "import sys, fabric.cni.main, fabric.cni.native, fabric.cni.kinds.tun; print(*sys.modules)"
+LOADED = (
+    "import sys, fabric.cni.main, fabric.cni.native, fabric.cni.kinds.tun, fabric.cni.kinds.queue; "
+    "fabric.cni.native.Attachment('podnet', 'c1', 'eth0').host_interface; print(*sys.modules)"
+)
 
 
 def test_an_add_of_a_tun_pod_loads_nothing_dear() -> None:

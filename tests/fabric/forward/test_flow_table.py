@@ -214,9 +214,9 @@ def test_what_a_pod_leaves_is_forgotten_with_it(version: int) -> None:
     assert table.forget(1, [ip_address(pods[0])]) == 0
 
 
-@pytest.mark.parametrize("ends", [9, 40])
-def test_threads_see_no_torn_record(ends: int) -> None:
-    """Writers push each other's flows out of a table of eight, while others read and look."""
+@pytest.mark.parametrize(("ends", "forgetting"), [(9, False), (40, False), (9, True)])
+def test_threads_see_no_torn_record(ends: int, forgetting: bool) -> None:
+    """Writers push each other's flows out of a table of eight, while others read, look, and forget the pod."""
     table = FlowTable(8, 1 << 20)
     snapshot = snapshot_of(table)
     ports = [1 + 7 * i for i in range(ends)]
@@ -233,6 +233,8 @@ def test_threads_see_no_torn_record(ends: int) -> None:
         probe = FlowProbe(snapshot, packets)
         while any(writer.is_alive() for writer in writers):
             torn.append(probe.torn(500, 1000))
+            if forgetting:
+                table.forget(0, [ip_address(PODS[0])])
             seen.extend((flow["source"], flow["sport"] in ports) == (PODS[0], True) for flow in table.dump(8, 0))
 
     writers = [threading.Thread(target=write, args=(number,)) for number in range(2)]
@@ -249,4 +251,5 @@ def test_threads_see_no_torn_record(ends: int) -> None:
     assert len({flow["sport"] for flow in held}) == len(held), "no flow is there twice"
     counters = table.counters()
     assert counters["flows"] == len(held)
-    assert counters["flow_inserted"] > 10_000
+    assert counters["flow_inserted"] > (1_000 if forgetting else 10_000)
+    assert (counters["flow_forgotten"] > 0) is forgetting
