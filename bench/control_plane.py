@@ -1,8 +1,9 @@
-"""What one node that comes or goes costs the daemon of another, among 10, 100 and 1,000 nodes.
+"""What one node that comes or goes costs the daemon of another, among 10, 100 and 1,000 nodes, and what all cost it.
 
-One fabric node in the lab; the others are leases in its store that nobody serves. One lease is taken away and written
-again; the figure is the daemon's processor time until the kernel's routes follow and half a second beyond, for what it
-does afterwards, less what it uses in the same time without a change.
+One fabric node in the lab; the others are leases in its store that nobody serves. They are written one after another
+(all join), then one is taken away and written again a few times, and at last the daemon is started anew. The figure of
+one change is the daemon's processor time until the kernel's routes follow and half a second beyond, for what it does
+afterwards, less what it uses in the same time without a change.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from statistics import median
@@ -24,6 +26,28 @@ CHANGES = 12
 AFTERWARDS = 0.5
 WAIT_SECONDS = 10.0
 NET_CONF = {"Network": "10.240.0.0/12", "SubnetLen": 24, "Backend": {"Type": "vxlan"}}
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Of a daemon that knows `nodes` others. `change_ms` of processor time for one that comes or goes, `idle_ms` in a
+    second without one. `join_s` from the first lease to the last route, `behind_ms` of it after the last lease;
+    `join_cpu_s` of processor time for that. `rss_mb` is memory then, `start_s` a new start to the last route."""
+
+    nodes: int
+    change_ms: float
+    idle_ms: float
+    join_s: float
+    behind_ms: float
+    join_cpu_s: float
+    rss_mb: float
+    start_s: float
+
+
+def resident_mb(pid: int) -> float:
+    """Resident memory of a process."""
+    (line,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS:"))
+    return int(line.split()[1]) / 1024
 
 
 def processor_seconds(pid: int) -> float:
@@ -62,42 +86,62 @@ def wait_routes(pid: int, count: int) -> None:
         time.sleep(0.005)
 
 
-def measure(size: int, changes: int = CHANGES) -> tuple[float, float]:
-    """Processor milliseconds per change, and per second without one, of a daemon that knows `size` other nodes."""
+def measure(size: int, changes: int = CHANGES) -> Figures:
+    """The figures of a daemon that knows `size` other nodes."""
     with Lab(nodes=1, pods=1, net_conf=NET_CONF) as lab:
         return asyncio.run(_measure(lab, size, changes))
 
 
-async def _measure(lab: Lab, size: int, changes: int) -> tuple[float, float]:
+async def _measure(lab: Lab, size: int, changes: int) -> Figures:
     pid = lab.daemon_pids()["node1"]
+    known = routes(pid)
     store = SqliteStore(registry.store_path(lab.run_dir))
     await store.open()
     try:
-        known = routes(pid)
-        for key, value in others(size):
-            await store.put(key, value, 0, None)
-        wait_routes(pid, known + size)
+        joined, behind, cpu = await _join(store, pid, size)
         await asyncio.sleep(2)
         start, used = time.monotonic(), processor_seconds(pid)
         await asyncio.sleep(3)
         idle = (processor_seconds(pid) - used) / (time.monotonic() - start)
-        key, value = list(others(size))[size // 2]
-        costs = []
-        for number in range(changes):
-            start, used = time.monotonic(), processor_seconds(pid)
-            if number % 2:
-                await store.put(key, value, 0, None)
-            else:
-                await store.delete(key, (await store.list(registry.PREFIX)).entries[key].revision)
-            wait_routes(pid, known + size - 1 + number % 2)
-            await asyncio.sleep(AFTERWARDS)
-            costs.append(processor_seconds(pid) - used - idle * (time.monotonic() - start))
-        return median(costs) * 1000, idle * 1000
+        change = await _change(store, pid, size, changes, idle)
     finally:
         await store.close()
+    memory = resident_mb(pid)
+    lab.stop_daemon("node1")
+    start = time.monotonic()
+    lab.start_daemon("node1")
+    wait_routes(lab.daemon_pids()["node1"], known + size)
+    return Figures(size, change * 1000, idle * 1000, joined, behind * 1000, cpu, memory, time.monotonic() - start)
 
 
-def run() -> Iterator[tuple[int, float, float]]:
-    """(nodes, processor ms per change, processor ms per second without one)."""
-    for size in SIZES:
-        yield size, *measure(size)
+async def _join(store: SqliteStore, pid: int, size: int) -> tuple[float, float, float]:
+    """All nodes' leases, one after another: seconds to the last route, those behind the last lease, processor seconds.
+    """
+    known, start, used = routes(pid), time.monotonic(), processor_seconds(pid)
+    for key, value in others(size):
+        await store.put(key, value, 0, None)
+    written = time.monotonic()
+    wait_routes(pid, known + size)
+    return time.monotonic() - start, time.monotonic() - written, processor_seconds(pid) - used
+
+
+async def _change(store: SqliteStore, pid: int, size: int, changes: int, idle: float) -> float:
+    """Processor seconds for one node that comes or goes, the median."""
+    known = routes(pid)
+    key, value = list(others(size))[size // 2]
+    costs = []
+    for number in range(changes):
+        start, used = time.monotonic(), processor_seconds(pid)
+        if number % 2:
+            await store.put(key, value, 0, None)
+        else:
+            await store.delete(key, (await store.list(registry.PREFIX)).entries[key].revision)
+        wait_routes(pid, known - 1 + number % 2)
+        await asyncio.sleep(AFTERWARDS)
+        costs.append(processor_seconds(pid) - used - idle * (time.monotonic() - start))
+    return median(costs)
+
+
+def run() -> Iterator[Figures]:
+    """The figures of each size."""
+    return map(measure, SIZES)

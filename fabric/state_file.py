@@ -15,6 +15,7 @@ from typing import Any
 
 from fabric import jsonsafe, leases
 from fabric.files import write_atomic
+from fabric.identity import ends
 from fabric.leases import LeaseFormatError
 from fabric.model import Lease
 
@@ -44,20 +45,22 @@ class Renderer:
     """
 
     def __init__(self) -> None:
-        self._parts: dict[int, tuple[Lease, str]] = {}
+        self._peers: tuple[Lease, ...] = ()
+        self._parts: list[bytes] = []  # of these peers
 
     def __call__(self, remembered: Remembered) -> bytes:
         """The file's bytes for `remembered`; the parts of peers that are not in it are forgotten."""
-        own, old = remembered.own, self._parts
-        self._parts = {id(peer): old.get(id(peer)) or (peer, _emit(peer)) for peer in remembered.peers}
+        own, old, peers = remembered.own, self._peers, remembered.peers
+        front, back = ends(old, peers)
+        self._parts[front : len(old) - back] = [_emit(peer).encode() for peer in peers[front : len(peers) - back]]
+        self._peers = peers
         start = {
             "version": VERSION,
             "config": remembered.config,
             "public": {str(version): text for version, text in remembered.public.items()},
         }
-        head = jsonsafe.dumps(start)[:-1]
-        peers = ",".join([text for _, text in self._parts.values()])
-        return f'{head},"own":{_emit(own) if own else "null"},"peers":[{peers}]}}'.encode()
+        head = f'{jsonsafe.dumps(start)[:-1]},"own":{_emit(own) if own else "null"},"peers":['
+        return b"".join([head.encode(), b",".join(self._parts), b"]}"])
 
 
 def save(directory: Path, data: bytes) -> None:

@@ -23,6 +23,7 @@ from routes.observe import (
     read_link,
 )
 from routes.state import InterfaceState, IPAddress, IPInterface
+from routes.wire import HEADER
 
 IFA_F_TEMPORARY, IFA_F_DEPRECATED, IFA_F_PERMANENT = 0x01, 0x20, 0x80
 
@@ -144,7 +145,7 @@ def route_get(address: IPAddress | str) -> RouteAnswer:
         except OSError as error:
             raise OSError(error.errno, f"no route to {destination}: {error.strerror}") from None
         answer = decoded(rtmsg, data)
-        route = parse_route(data)
+        route = parse_route(data[HEADER.size :])
         link = read_link(netlink, index=route.index)
     source = answer.get_attr("RTA_PREFSRC")
     name = link.name if link else ""

@@ -16,7 +16,7 @@ address> onlink`) on a VXLAN device of our own, where only flannel can have left
 import errno
 import socket
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -34,7 +34,8 @@ from routes.observe import (
     RTNH_F_ONLINK,
     RTPROT_BOOT,
     KernelRoute,
-    read_routes,
+    dump_routes,
+    parse_route,
 )
 from routes.state import ROUTE_PROTOCOL, DesiredState, DeviceState, IPAddress, IPNetwork, ObjectError, Route
 from routes.wire import NUMBER, ROUTE, attribute
@@ -81,15 +82,21 @@ class RouteTable:
         self._foreign: dict[Place, KernelRoute] = {}
         self._indexes: dict[str, int] = {}
         self._up: frozenset[str] = frozenset()
+        self._parsed: dict[bytes, KernelRoute] = {}  # of the last observation
+        self._seen: object = None  # all that it followed from; None when something was done since
+        self._lengths: frozenset[int] | None = None  # of the desired prefixes; None when that is not known
 
     def desire(self, desired: DesiredState) -> None:
         """Take over what `desired` lists, at the cost of what is new in it."""
         routes = {state.name: carried(state) for state in desired.devices}
+        nowhere = frozenset(leading_nowhere(desired))
+        if (routes, nowhere) == (self._routes, self._nowhere):
+            return
+        self._seen = self._lengths = None
         before, self._routes = self._routes, routes
         for name, old in before.items():
             for route in old - routes.get(name, NO_ROUTES):
                 self._tracker.undesire(place_of(route.prefix))
-        nowhere = frozenset(leading_nowhere(desired))
         for place, _ in self._nowhere - nowhere:
             self._tracker.undesire(place)
         for name, new in routes.items():
@@ -101,14 +108,27 @@ class RouteTable:
 
     def observe(self, netlink: Netlink, indexes: Mapping[str, int], up: frozenset[str], own: frozenset[str]) -> None:
         """Read the table. `indexes` are those of the devices that carry routes of ours, `up` the names of those that
-        can take some now, `own` of those that are VXLAN devices of ours."""
-        self._indexes, self._up = dict(indexes), up
-        names = {index: name for name, index in indexes.items()}
+        can take some now, `own` of those that are VXLAN devices of ours. A table that is as it was costs its dump."""
+        if self._lengths is None:
+            self._lengths = frozenset(
+                place.prefix.prefixlen for place in self._tracker.desired if place.metric != LAST_METRIC
+            )
+        protocols = (ROUTE_PROTOCOL, RTPROT_BOOT) if own else (ROUTE_PROTOCOL,)
+        messages = dump_routes(netlink, protocols, self._lengths)
+        seen = messages, dict(indexes), up, own
+        if seen == self._seen:
+            return
+        self._indexes, self._up, self._seen = dict(indexes), up, seen
+        self._parsed = {message: self._parsed.get(message) or parse_route(message) for message in messages}
+        self._sort([self._parsed[message] for message in messages], own)
+
+    def _sort(self, routes: Sequence[KernelRoute], own: frozenset[str]) -> None:
+        """Tell ours from those of others."""
+        names = {index: name for name, index in self._indexes.items()}
         ours: dict[Place, Hop] = {}
         self._foreign = {}
         prefixes = {place.prefix for place in self._tracker.desired if place.metric != LAST_METRIC}
-        protocols = (ROUTE_PROTOCOL, RTPROT_BOOT) if own else (ROUTE_PROTOCOL,)
-        for route in read_routes(netlink, protocols, {prefix.prefixlen for prefix in prefixes}):
+        for route in routes:
             place, hop = Place(route.prefix, route.metric), hop_of(route, names)
             if hop is not None and self._is_ours(place, hop, own):
                 # A second route of ours in one place (made by `ip route append`) makes both suspect: made anew.
@@ -125,7 +145,12 @@ class RouteTable:
 
     def remove(self, netlink: Netlink, work: Work) -> None:
         """Remove what nobody asked for."""
-        work.perform(netlink, [self._deletion(place, hop) for place, hop in self._tracker.pending_deletions()])
+        self._perform(netlink, work, [self._deletion(place, hop) for place, hop in self._tracker.pending_deletions()])
+
+    def _perform(self, netlink: Netlink, work: Work, operations: Sequence[Operation]) -> None:
+        if operations:
+            self._seen = None
+            work.perform(netlink, operations)
 
     def add(self, netlink: Netlink, work: Work) -> None:
         """Make what is missing and make anew what differs, except where another program's route or a device that is
@@ -137,7 +162,7 @@ class RouteTable:
             if observed is not None:
                 operations.append(self._deletion(place, observed))
             operations.append(self._addition(place, hop))
-        work.perform(netlink, operations)
+        self._perform(netlink, work, operations)
 
     def _can_take(self, hop: Hop) -> bool:
         return hop.device is None or hop.device in self._up

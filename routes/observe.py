@@ -124,11 +124,13 @@ def read_addresses(netlink: Netlink, index: int = 0) -> dict[IPInterface, int]:
     return found
 
 
-def read_routes(netlink: Netlink, protocols: Container[int], lengths: Container[int]) -> Iterator[KernelRoute]:
-    """Routes of the main table that have one of the `protocols` or one of the prefix `lengths`.
+def dump_routes(netlink: Netlink, protocols: Container[int], lengths: Container[int]) -> list[bytes]:
+    """The messages, from `struct rtmsg` on, of the routes of the main table that have one of the `protocols` or one of
+    the prefix `lengths`, in the kernel's order.
 
     Others are passed over unread, so that a node with a full Internet table costs little more than the dump.
     """
+    found = []
     for family in FAMILIES:
         message = ROUTE.pack(family, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0)
         for kind, data in dump_or_nothing(netlink, RTM_GETROUTE, message):
@@ -138,12 +140,14 @@ def read_routes(netlink: Netlink, protocols: Container[int], lengths: Container[
             if table != RT_TABLE_MAIN or tos or flags & RTM_F_CLONED:
                 continue
             if protocol in protocols or length in lengths:
-                yield parse_route(data)
+                found.append(data[HEADER.size :])
+    return found
 
 
 def parse_route(data: bytes) -> KernelRoute:
-    family, length, _, _, _, protocol, _, kind, flags = ROUTE.unpack_from(data, HEADER.size)
-    found = attributes(data, HEADER.size + ROUTE.size)
+    """The route in a message from `struct rtmsg` on."""
+    family, length, _, _, _, protocol, _, kind, flags = ROUTE.unpack_from(data)
+    found = attributes(data, ROUTE.size)
     gateway = found.get(RTA_GATEWAY)
     return KernelRoute(
         prefix=network(found.get(RTA_DST) or ANYWHERE[family], length),

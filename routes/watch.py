@@ -46,11 +46,12 @@ OWN_PORTS = 1 << 30
 @dataclass(slots=True)
 class Look:
     """What one look at the kernel found. `underlay` and `reachable` are None when that was not asked or not answered;
-    `underlay` is a list of one or no interface."""
+    `underlay` is a list of one or no interface, `asked` the addresses that `reachable` answers for."""
 
     result: ReconcileResult
     underlay: Sequence[InterfaceState] | None = None
     reachable: Reachability | None = None
+    asked: frozenset[IPAddress] = frozenset()
 
 
 class KernelReconciler:
@@ -95,6 +96,7 @@ class KernelReconciler:
         self._devices_told: dict[str, int | None] = {}
         self._underlay_told: Sequence[InterfaceState] | None = None
         self._reachable_told: Reachability | None = None
+        self._answered: Look | None = None  # the last one that answered for addresses
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="routes")
         self._busy = asyncio.Lock()
         self._wake = asyncio.Event()
@@ -200,7 +202,7 @@ class KernelReconciler:
             addresses = self._addresses if self._answer_wanted else None
             self._flush_wanted = self._answer_wanted = False
             self.counters["flushes"] += desired is not None
-            look = await loop.run_in_executor(self._thread, self._write, desired, addresses)
+            look = await loop.run_in_executor(self._thread, self._write, desired, addresses, self._answered)
             if (desired is not None and not look.result.acknowledged) or look.result.errors:
                 self._unverified = True
                 self._pacer.event(loop.time())  # a look soon, whether the changes are announced or not
@@ -221,10 +223,12 @@ class KernelReconciler:
         answer(look, work, addresses)
         return look
 
-    def _write(self, desired: DesiredState | None, addresses: frozenset[IPAddress] | None) -> Look:
+    def _write(
+        self, desired: DesiredState | None, addresses: frozenset[IPAddress] | None, answered: Look | None
+    ) -> Look:
         """In the thread: the part of a look that cannot wait."""
         look = Look(guarded(self._kernel.flush, desired) if desired else ReconcileResult())
-        answer(look, Work(), addresses)
+        answer(look, Work(), addresses, answered)
         return look
 
     async def _until_due(self) -> None:
@@ -296,17 +300,25 @@ class KernelReconciler:
             self._underlay_told = look.underlay
             if self._on_underlay is not None:
                 self._on_underlay(look.underlay[0] if look.underlay else None)
+        if look.reachable is not None:
+            self._answered = look
         if look.reachable is not None and look.reachable != self._reachable_told:
             self._reachable_told = look.reachable
             if self._on_reachable is not None:
                 self._on_reachable(look.reachable)
 
 
-def answer(look: Look, work: Work, addresses: frozenset[IPAddress] | None) -> None:
-    """Put into `look` which of `addresses` are on link, and the errors of `work` so far."""
+def answer(look: Look, work: Work, addresses: frozenset[IPAddress] | None, before: Look | None = None) -> None:
+    """Put into `look` which of `addresses` are on link, and the errors of `work` so far. What the look `before` has an
+    answer for is not asked again."""
     if addresses is not None:
+        known = dict(before.reachable) if before is not None and before.reachable is not None else {}
+        asked = before.asked if known and before is not None else frozenset[IPAddress]()
+        for address in asked - addresses:
+            del known[address]
         with work.attempt("on-link addresses"), Netlink() as netlink:
-            look.reachable = ask_on_link(netlink, addresses)
+            look.reachable = known | ask_on_link(netlink, addresses - asked)
+            look.asked = addresses
     if work.errors:
         look.result = replace(look.result, errors=(*look.result.errors, *work.errors))
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from pathlib import Path
 from time import monotonic
 
@@ -190,5 +192,12 @@ class Cluster:
 
     def _render(self) -> bytes:
         own = self.own_lease
-        peers = tuple(lease for lease in self.leases() if lease.key != own.key)
+        peers = _without(self.leases(), own.key)
         return self._renderer(Remembered(own, peers, self.source.config_text, self._public))
+
+
+def _without(leases: tuple[Lease, ...], key: str) -> tuple[Lease, ...]:
+    """The leases, which are in key order, less that one."""
+    place = bisect_left(leases, key, key=attrgetter("key"))
+    found = place < len(leases) and leases[place].key == key
+    return leases[:place] + leases[place + found :]

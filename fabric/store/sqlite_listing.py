@@ -167,7 +167,9 @@ class Listing:
 def _numbers(connection: sqlite3.Connection) -> tuple[int, int]:
     """The oldest and the newest number in the record, 0 without one."""
     try:
-        found = connection.execute("SELECT min(number), max(number) FROM changes").fetchone()
+        # Two lookups; both asked of one SELECT, SQLite would go through the table.
+        words = "SELECT (SELECT min(number) FROM changes), (SELECT max(number) FROM changes)"
+        found = connection.execute(words).fetchone()
     except sqlite3.OperationalError:
         return 0, 0
     return found[0] or 0, found[1] or 0

@@ -314,8 +314,10 @@ def test_new_addresses_are_asked_about_at_once() -> None:
             await eventually(lambda: told == [{NEAR: "eth0"}], SOON)
             reconciler.watch_reachable([NEAR, FAR])
             await eventually(lambda: told[1:] == [{NEAR: "eth0", FAR: None}], SOON)
+            reconciler.watch_reachable([FAR])
+            await eventually(lambda: told[2:] == [{FAR: None}], SOON)
             reconciler.watch_reachable([])
-            await eventually(lambda: told[2:] == [{}], SOON)
+            await eventually(lambda: told[3:] == [{}], SOON)
             assert reconciler.counters["reconciles"] <= 1
 
     uvloop.run(scenario())

@@ -54,6 +54,8 @@ class Content:
         self._entries: dict[str, Entry] = {}
         self._leases: dict[str, int] = {}
         self._bytes = 0
+        self._version = object()  # of the last snapshot
+        self._changed: set[str] = set()  # keys since then
 
     def put(self, kvs: Iterable[Any], expires: Expires) -> None:
         """Take key-values of etcd over. Raises TooMuchError."""
@@ -103,10 +105,13 @@ class Content:
             if lease in leases:
                 old = self._entries[key]
                 self._entries[key] = Entry(key, old.value, old.created, old.revision, expires(lease))
+                self._changed.add(key)
 
     def snapshot(self) -> Snapshot:
         """What consumers get: a copy that stays as it is."""
-        return Snapshot(self.store_id, self.revision, dict(self._entries))
+        since, changed = self._version, frozenset(self._changed)
+        self._version, self._changed = object(), set()
+        return Snapshot(self.store_id, self.revision, dict(self._entries), self._version, since, changed)
 
     def _put(self, kv: Any, expires: Expires) -> None:
         key = decode_key(kv.key)
@@ -119,6 +124,7 @@ class Content:
 
     def _drop(self, key: str) -> None:
         old = self._entries.pop(key, None)
+        self._changed.add(key)
         if old is not None:
             self._bytes -= len(key) + len(old.value)
             del self._leases[key]

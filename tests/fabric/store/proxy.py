@@ -37,7 +37,8 @@ class Proxy:
             self._server = None
         for writer in list(self._open):
             made = writer.get_extra_info("socket")
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            if made is not None:  # it has not been closed in this moment
+                made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()
 
     async def mend(self) -> None:

@@ -79,7 +79,11 @@ def test_events_against_a_dict(changes: list[tuple[int, str, int]], size: int) -
         kept = dict(before.entries)
         assert content.apply(batch, DELETE, ends) == touched
         content.reached(revision)
-        assert content.snapshot().entries == model
+        after = content.snapshot()
+        assert after.since is before.version
+        old, new = before.entries, after.entries
+        assert {key for key in old.keys() | new.keys() if old.get(key) is not new.get(key)} <= after.changed
+        assert after.entries == model
         assert content.snapshot().revision == revision
         assert before.entries == kept  # a snapshot stays what it is
         assert not content.apply(batch, DELETE, ends)  # what comes twice counts once
