@@ -62,6 +62,8 @@ class Pods:
         self._known: dict[str, Known] = {}
         self._waiting: dict[str, str] = {}  # recorded ports without their device, and why
         self._lost = 0
+        self.frozen = False
+        """A successor has our records: none is added or removed."""
         self.gone: list[Endpoint] = []
         """Of those that `restore` has dropped: the ones that are gone without doubt."""
         self.rebooted = False
@@ -154,6 +156,7 @@ class Pods:
 
     def add_port(self, params: Mapping[str, Any], passed: Descriptors) -> dict[str, Any]:
         """`port.add`. Raises FabricError; nothing is left then, passed queues are closed."""
+        self._check_frozen()
         endpoint = pods_file.parse(params, "port.add", self._clock())
         if not endpoint.is_port:
             raise FabricError(f"port.add: kind {endpoint.kind} has no port: use endpoint.add")
@@ -175,6 +178,7 @@ class Pods:
 
     def delete_port(self, name: str) -> None:
         """`port.delete`. Raises DataplaneError when there is no such port."""
+        self._check_frozen()
         if self._waiting.pop(name, None) is None:
             self._dataplane().delete_port(name)
         self._forget(name)
@@ -182,6 +186,7 @@ class Pods:
 
     def add_endpoint(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """`endpoint.add`: a pod that the host's kernel connects. One of the same name is replaced."""
+        self._check_frozen()
         endpoint = pods_file.parse(params, "endpoint.add", self._clock())
         if endpoint.is_port:
             raise FabricError(f"endpoint.add: a pod of kind {endpoint.kind} has a port: use port.add")
@@ -195,6 +200,7 @@ class Pods:
 
     def delete_endpoint(self, name: str) -> None:
         """`endpoint.delete`; one that is not there is fine. Raises FabricError for a port."""
+        self._check_frozen()
         known = self._known.get(name)
         if known is not None and known.endpoint.is_port:
             raise FabricError(f"endpoint.delete: {name} is a port: use port.delete")
@@ -247,6 +253,10 @@ class Pods:
                 self._attach(known)
         if self._unsaved:
             self._save()
+
+    def _check_frozen(self) -> None:
+        if self.frozen:
+            raise FabricError("fabricd is handing over to its successor: try again in a moment")
 
     def _new(self, endpoint: Endpoint) -> Known:
         if endpoint.is_port and endpoint.name in self._known:
