@@ -2,7 +2,7 @@
 
 What `fabricctl install` makes of the running distribution, in a package's places, with maintainer scripts. The
 environment under /opt/podfabric is built for Debian's python3, whose minor version the package depends on. Installing
-starts nothing; an upgrade restarts a running fabricd, which loses no packet under systemd.
+starts nothing; at an upgrade a running fabricd hands over to the new one (`fabric.daemon.handover`).
 """
 
 from __future__ import annotations

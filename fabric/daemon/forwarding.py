@@ -88,6 +88,7 @@ class Forwarding:
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self.port_made: Callable[[], None] = lambda: None  # the node port was made again
+        self.before_threads: Callable[[], None] | None = None  # called when everything else is ready
 
     async def start(
         self, external: External, make: ReconcilerFactory, underlay_changed: Callable[[InterfaceState | None], None]
@@ -238,7 +239,8 @@ class Forwarding:
 
     def _run_threads(self) -> None:
         if self._has_port and self._settled and not self._running:
-            self.dataplane.start()
+            self.dataplane.start(self.before_threads)
+            self.before_threads = None
             self._running = True
 
     def _refresh_at(self, end: float | None) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fabric import flags
-from fabric.daemon import logs, prerequisites, systemd
+from fabric.daemon import handover, logs, prerequisites, systemd
 from fabric.daemon.sources import make_source
 from fabric.errors import FabricError, StartError
 from fabric.flags import Options
@@ -45,9 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(error.code or 0)
 
 
-def real_parts(source: Source) -> Parts:
-    """The parts of a node on this machine."""
-    store = systemd.FdStore()
+def real_parts(source: Source, store: systemd.FdStore) -> Parts:
+    """The parts of a node on this machine; `store` has what an earlier run has left."""
     from fabric.daemon.interface import system_host
     from fabric.daemon.parts import Parts
     from fabric.forward.kept import NODE
@@ -65,6 +65,7 @@ def real_parts(source: Source) -> Parts:
         reconciler=KernelReconciler,
         traffic=_traffic,
         privileges=privileges,
+        successor=handover.Successor.from_environment(store),
     )
 
 
@@ -89,10 +90,15 @@ def _run(options: Options, source: Source) -> int:
     prerequisites.check_tun()
     from fabric.daemon.node import Node
 
-    parts = real_parts(source)
+    if handover.VARIABLE in os.environ:
+        # What takes time comes before our predecessor holds still.
+        import fabric.forward.dataplane
+        import fabric.traffic.manager  # noqa: F401
+    store = systemd.FdStore()
+    parts = real_parts(source, store)
 
     async def body() -> int:
-        return await serve(Node(options, parts))
+        return await serve(Node(options, parts), store)
 
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(body())
@@ -107,12 +113,14 @@ def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
     return None
 
 
-async def serve(node: Node) -> int:
-    """Run `node` until a signal, a `stop` request or a crash loop; the exit code. Raises FabricError from the start."""
+async def serve(node: Node, store: systemd.FdStore) -> int:
+    """Run `node` until a signal, a `stop` request, a successor that took over or a crash loop; the exit code.
+
+    Raises FabricError from the start."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, node.stop_requested.set)
-    loop.add_signal_handler(signal.SIGHUP, log.info, "SIGHUP: nothing to reload")
+    loop.add_signal_handler(signal.SIGHUP, log.info, "SIGHUP: only a service manager's main process hands over")
     stop = loop.create_task(node.stop_requested.wait(), name="stop")
     start = loop.create_task(node.start(), name="start")
     failed: asyncio.Task[str] | None = None
@@ -124,7 +132,13 @@ async def serve(node: Node) -> int:
             return 0
         start.result()
         failed = loop.create_task(node.supervisor.failed(), name="failed")
+        giver = handover.Giver(node, store)
+        if os.environ.get("NOTIFY_SOCKET"):
+            loop.add_signal_handler(signal.SIGHUP, giver.begin)
         await asyncio.wait({stop, failed}, return_when=asyncio.FIRST_COMPLETED)
+        if await giver.finished():
+            log.info("handed over")
+            return 0
         if stop.done():
             log.info("asked to stop")
             return 0

@@ -83,6 +83,8 @@ class Node:
         self._health: HealthServer | None = None
         self._metrics: MetricsServer | None = None
         self._had_subnet_file = True
+        self._has_predecessor = parts.successor is not None
+        self._handed_over = False
 
     @property
     def conf(self) -> NetConf:
@@ -122,7 +124,8 @@ class Node:
     async def start(self) -> None:
         """Bring the node up to forwarding. Raises FabricError with one line; call `stop` afterwards either way."""
         self._parts.privileges()
-        await self._open_endpoints()
+        if self._parts.successor is None:
+            await self._open_endpoints()
         self._conf = await self.cluster.config()
         for line in self._conf.warnings:
             log.warning("%s", line)
@@ -131,9 +134,13 @@ class Node:
         self._external = self._choose(stored)
         self._uplink = UplinkFollower(self._external, lambda: self._choose(stored), self._move)
         self.mtu = self._check_external(self.external)
-        self._run_dir.acquire()
+        if self._parts.successor is None:
+            self._run_dir.acquire()
+        else:
+            self._run_dir.take_over(self._parts.successor.lock)
         self.policy_sources = await policing.wanted(self)
         self._forwarding = self._make_forwarding()
+        self._forwarding.before_threads = self._cut if self._has_predecessor else None
         leftovers = flannel.find(self.conf, self._parts.flannel) if self.options.adopt else flannel.Leftovers()
         if not leftovers.in_the_way:
             self._take_port()
@@ -146,15 +153,38 @@ class Node:
                 self._take_port()
             await self._forward()
         except BaseException:
+            if self._has_predecessor:
+                raise  # who goes on, with all that is there
             await self.forwarding.undo()
             if self._firewall is not None:
                 await self._firewall.undo()
             await self.cluster.abandon()
             raise
 
+    async def let_go(self, successor: int) -> None:
+        """Stop for the process `successor`, which is ready to go on: workers last, and nothing is taken away."""
+        self._handed_over = True
+        self._run_dir.leave()
+        await self.supervisor.stop()
+        if self._control is not None:
+            await self._control.close()
+        if self._health is not None:
+            await self._health.close()
+        if self._metrics is not None:
+            await self._metrics.close()
+        await self.cluster.close()
+        systemd.notify(f"MAINPID={successor}")
+        self.forwarding.dataplane.halt()
+
+    @property
+    def run_dir_lock(self) -> int:
+        """The descriptor of the run directory's lock."""
+        return self._run_dir.lock
+
     async def stop(self) -> None:
         """Orderly end: tasks, control socket, worker and device, store, run directory. Idempotent."""
-        systemd.notify("STOPPING=1")
+        if not self._handed_over:
+            systemd.notify("STOPPING=1")
         await self.supervisor.stop()
         if self._control is not None:
             await self._control.close()
@@ -170,6 +200,8 @@ class Node:
         await self.cluster.close()
         if self._health is not None:
             await self._health.close()
+        if self._has_predecessor and self._parts.successor is not None:
+            self._parts.successor.close()
         self._run_dir.release()
 
     def _check_external(self, external: External) -> int:
@@ -268,6 +300,9 @@ class Node:
         self._lead_host_to_pods()
         self.forwarding.port_made = self._lead_host_to_pods
         await self._start_firewall()
+        self._cut()  # where there were no threads to start
+        if self._parts.successor is not None:
+            await self._open_endpoints()
         self._control = ControlServer(self._run_dir.socket, report.methods(self))
         try:
             await self._control.open()
@@ -306,6 +341,13 @@ class Node:
     def _late(self) -> float:
         """Seconds by which the kernel's next check is late."""
         return self.forwarding.keeper.late() if self.forwarding.keeper else 0.0
+
+    def _cut(self) -> None:
+        """Everything is ready but the threads: have the predecessor, if there is one, stop its own."""
+        if self._has_predecessor and self._parts.successor is not None:
+            self._parts.successor.cut()
+            self._has_predecessor = False
+            self._run_dir.own()
 
     def calc_node(self) -> calc.Node:
         """This node as the calculation graph sees it."""

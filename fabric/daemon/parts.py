@@ -10,6 +10,7 @@ from fabric.clock import steady
 from fabric.config import NetConf
 from fabric.daemon import prerequisites
 from fabric.daemon.flannel import Flannel
+from fabric.daemon.handover import Successor
 from fabric.daemon.interface import Host
 from fabric.daemon.kernel import ReconcilerFactory
 from fabric.daemon.own_lease import Identity
@@ -57,14 +58,17 @@ class Dataplane(Ports, Protocol):
     def apply(self, state: ForwardingState) -> None:
         """Compile and swap the snapshot."""
 
-    def start(self) -> None:
-        """Start the worker threads."""
+    def start(self, before_threads: Callable[[], None] | None = None) -> None:
+        """Start the worker threads, after a call of `before_threads` when all else is ready."""
 
     def follow_offloads(self) -> None:
         """Look again at what the underlay interface passes on."""
 
     def rebind(self, underlay: Sequence[Address], mtu: int, interface: str) -> None:
         """Go on with other underlay addresses, node port MTU and interface; on an error nothing has changed."""
+
+    def halt(self) -> None:
+        """Join them; everything stays open."""
 
     def stop(self) -> None:
         """Join them and close everything; the device disappears. Idempotent."""
@@ -186,3 +190,5 @@ class Parts:
     device_free: Callable[[str], None] = field(default=prerequisites.check_device_name)
     flannel: Flannel = field(default_factory=Flannel)
     identify: Callable[[str], NetnsIdentity] = field(default=identify)
+    successor: Successor | None = None
+    """When we take over from a running daemon."""

@@ -62,6 +62,8 @@ class Pods:
         self._known: dict[str, Known] = {}
         self._waiting: dict[str, str] = {}  # recorded ports without their device, and why
         self._lost = 0
+        self.frozen = False
+        """A successor has our records: none is added or removed."""
         self.gone: list[Endpoint] = []
         """Of those that `restore` has dropped: the ones that are gone without doubt."""
         self.rebooted = False
@@ -160,6 +162,7 @@ class Pods:
 
     def record_port(self, params: Mapping[str, Any]) -> Known:
         """The first half of `add_port`: the record. Raises FabricError."""
+        self._check_frozen()
         endpoint = pods_file.parse(params, "port.add", self._clock())
         if not endpoint.is_port:
             raise FabricError(f"port.add: kind {endpoint.kind} has no port: use endpoint.add")
@@ -190,6 +193,7 @@ class Pods:
 
     def delete_port(self, name: str) -> None:
         """`port.delete`. Raises DataplaneError when there is no such port."""
+        self._check_frozen()
         if self._waiting.pop(name, None) is None:
             self._dataplane().delete_port(name)
         self._forget(name)
@@ -197,6 +201,7 @@ class Pods:
 
     def add_endpoint(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """`endpoint.add`: a pod that the host's kernel connects. One of the same name is replaced."""
+        self._check_frozen()
         endpoint = pods_file.parse(params, "endpoint.add", self._clock())
         if endpoint.is_port:
             raise FabricError(f"endpoint.add: a pod of kind {endpoint.kind} has a port: use port.add")
@@ -210,6 +215,7 @@ class Pods:
 
     def delete_endpoint(self, name: str) -> None:
         """`endpoint.delete`; one that is not there is fine. Raises FabricError for a port."""
+        self._check_frozen()
         known = self._known.get(name)
         if known is not None and known.endpoint.is_port:
             raise FabricError(f"endpoint.delete: {name} is a port: use port.delete")
@@ -271,6 +277,10 @@ class Pods:
                 self._attach(known)
         if self._unsaved:
             self._save()
+
+    def _check_frozen(self) -> None:
+        if self.frozen:
+            raise FabricError("fabricd is handing over to its successor: try again in a moment")
 
     def _new(self, endpoint: Endpoint) -> Known:
         if endpoint.is_port and endpoint.name in self._known:

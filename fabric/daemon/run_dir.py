@@ -20,6 +20,7 @@ class RunDir:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._fd = -1
+        self._shared = False  # with a predecessor or a successor, whose it is
         self._made: list[Path] = []
 
     @property
@@ -54,9 +55,33 @@ class RunDir:
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
 
+    @property
+    def lock(self) -> int:
+        """The locked file's descriptor; -1 when it is not held."""
+        return self._fd
+
+    def take_over(self, lock: int) -> None:
+        """Go on with the lock of a predecessor, who still has the directory until `own`."""
+        self._fd = lock
+        self._shared = True
+
+    def own(self) -> None:
+        """The predecessor is gone."""
+        self._shared = False
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+
+    def leave(self) -> None:
+        """A successor has the directory now: `release` takes nothing away."""
+        self._shared = True
+
     def release(self) -> None:
         """Give the directory back. Idempotent."""
         if self._fd < 0:
+            return
+        if self._shared:
+            os.close(self._fd)
+            self._fd = -1
             return
         for name in (SOCKET_NAME, LOCK_NAME):  # the lock last, while it is still held
             with contextlib.suppress(OSError):

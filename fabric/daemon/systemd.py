@@ -64,6 +64,7 @@ class FdStore:
 
     def __init__(self) -> None:
         self._held: dict[str, list[int]] = {}
+        self._kept: dict[str, list[int]] = {}
         pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
         names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
         if pid != str(os.getpid()) or not count.isdecimal() or len(names) != int(count):
@@ -77,6 +78,14 @@ class FdStore:
         """The descriptors of this name, now the caller's; they stay in the store."""
         return self._held.pop(name, [])
 
+    def put(self, name: str, fd: int) -> None:
+        """One more to `take`, from elsewhere."""
+        self._held.setdefault(name, []).append(fd)
+
+    def kept(self) -> list[tuple[str, int]]:
+        """What is kept and still open in this process, with its name."""
+        return [(name, fd) for name, fds in self._kept.items() for fd in fds]
+
     def holds(self, name: str) -> bool:
         """Whether there is something to `take`."""
         return name in self._held
@@ -84,11 +93,13 @@ class FdStore:
     def keep(self, name: str, fds: Iterable[int]) -> None:
         """Have these kept, besides what is kept under this name. One that is kept already is kept once."""
         wanted = list(fds)
+        self._kept[name] = wanted
         for start in range(0, len(wanted), MOST):
             notify(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", wanted[start : start + MOST])
 
     def drop(self, name: str) -> None:
         """Keep nothing under this name any more."""
+        self._kept.pop(name, None)
         for fd in self._held.pop(name, []):
             os.close(fd)
         notify(f"FDSTOREREMOVE=1\nFDNAME={name}")

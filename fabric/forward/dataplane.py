@@ -17,7 +17,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -260,14 +260,18 @@ class Dataplane:
 
     # --- threads ---
 
-    def start(self) -> None:
-        """Start the worker threads on the current snapshot."""
+    def start(self, before_threads: Callable[[], None] | None = None) -> None:
+        """Start the worker threads on the current snapshot.
+
+        `before_threads` is called when all but the threads is ready, and stops whoever has carried our traffic so far,
+        whose tunnel-GSO TAP is in the way of ours: that one follows with `follow_offloads`.
+        """
         if self.settings.offload.get("udp-gso", True) and not self._offloads["udp-gso"]:
             log.warning("udp-gso is off: a UDP_SEGMENT train over loopback did not arrive (is lo up?)")
-        self._start_workers()
+        self._start_workers(before_threads)
         self._kept.drop_rest()  # all pods were taken up by now
 
-    def _start_workers(self) -> None:
+    def _start_workers(self, before_threads: Callable[[], None] | None = None) -> None:
         transmit = {family: [sock.fileno() for sock in socks] for family, socks in self._underlay.transmit.items()}
         for index in range(self.settings.workers):
             worker = Worker(index, self._underlay.sockets(index), transmit[4], transmit[6])
@@ -275,8 +279,11 @@ class Dataplane:
             worker.set_batching(self.settings.offload.get("udp-batch", True))
             worker.record_drops(self._recording)
             self._workers.append(worker)
-        self._tunnel_offload.set(self.settings, self._workers, self._underlay.transmit)
+        if before_threads is None:
+            self._tunnel_offload.set(self.settings, self._workers, self._underlay.transmit)
         self._publish()
+        if before_threads is not None:
+            before_threads()
         for index, worker in enumerate(self._workers):
             for name, body in (("egress", worker.run_egress), ("ingress", worker.run_ingress)):
                 thread = threading.Thread(target=self._run, args=(body,), name=f"fabric-{name}-{index}", daemon=True)
@@ -294,6 +301,10 @@ class Dataplane:
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         assert callable(body)
         body()
+
+    def halt(self) -> None:
+        """Stop the threads when they are done with what they have read; everything stays open."""
+        self._stop_workers()
 
     def stop(self) -> None:
         """Stop the threads and close everything; the node port disappears. At any time, also twice.

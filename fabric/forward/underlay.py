@@ -189,9 +189,10 @@ class Underlay:
             for name in names if found else ():
                 self._kept.drop(name)
             return False
-        for sockets, sock in zip(opened, found, strict=True):
+        for name, sockets, sock in zip(names, opened, found, strict=True):
             set_gro(sock, self.gro)
             sockets[address] = sock
+            self._kept.keep(name, [sock.fileno()])
         return True
 
     def _bind(self, address: Address, port: int, *, shared: bool) -> socket.socket:

@@ -74,8 +74,13 @@ class FakeDataplane:
         self.journal.step("apply")
         self.state = state
 
-    def start(self) -> None:
+    def start(self, before_threads: Callable[[], None] | None = None) -> None:
+        if before_threads is not None:
+            before_threads()
         self.journal.step("start")
+
+    def halt(self) -> None:
+        self.journal.step("halt")
 
     def follow_offloads(self) -> None:
         pass

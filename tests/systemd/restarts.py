@@ -1,10 +1,11 @@
 """What traffic notices of kills and restarts of fabricd under systemd, in figures.
 
-    python -m tests.systemd.restarts [--kills 50] [--restarts 20] [--rolling 5] [--rate 10000]
+    python -m tests.systemd.restarts [--kills 50] [--restarts 20] [--reloads 20] [--rolling 5] [--rate 10000]
 
 Two nodes (five for the rolling restart) run the unit under a real systemd each. Numbered datagrams of 200 bytes go both
 ways between their pods at `rate` a second while the first node's fabricd is killed (SIGKILL), then restarted
-(`systemctl restart`), then all nodes' one after the other. Needs root; run it in namespaces of its own.
+(`systemctl restart`), then handed over (`systemctl reload`), then all nodes' one after the other. Needs root; run it in
+namespaces of its own.
 """
 
 from __future__ import annotations
@@ -44,6 +45,14 @@ class Figures(NamedTuple):
             f" out of order {one.reordered + other.reordered}; gap median {statistics.median(gaps) * 1e3:.0f} ms,"
             f" worst {gaps[-1] * 1e3:.0f} ms; latest after {self.latency * 1e3:.0f} ms"
         )
+
+
+def reload(node: Booted) -> None:
+    """Have a successor take over and wait for it."""
+    written = (node.root / "run/flannel/subnet.env").stat
+    before = written().st_ino
+    node.systemctl("reload", UNIT)
+    wait_for(lambda: written().st_ino != before, "the successor to be ready", 30)
 
 
 def kill(node: Booted) -> None:
@@ -98,7 +107,7 @@ def rolling(cluster: Cluster) -> list[Callable[[], None]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, number in (("kills", 50), ("restarts", 20), ("rolling", 5), ("rate", 10_000)):
+    for name, number in (("kills", 50), ("restarts", 20), ("reloads", 20), ("rolling", 5), ("rate", 10_000)):
         parser.add_argument(f"--{name}", type=int, default=number)
     asked = parser.parse_args()
     cluster = Cluster(max(2, asked.rolling))
@@ -108,6 +117,9 @@ def main() -> None:
             print(under_traffic(cluster, "killed", [lambda: kill(node)] * asked.kills, asked.rate).report(), flush=True)
         if asked.restarts:
             found = under_traffic(cluster, "restarted", [lambda: restart(node)] * asked.restarts, asked.rate)
+            print(found.report(), flush=True)
+        if asked.reloads:
+            found = under_traffic(cluster, "handed over", [lambda: reload(node)] * asked.reloads, asked.rate)
             print(found.report(), flush=True)
         if asked.rolling:
             print(under_traffic(cluster, "rolling restart", rolling(cluster), asked.rate).report(), flush=True)

@@ -1,23 +1,25 @@
 """Kills, restarts and a rolling restart under traffic: what is lost, doubled or out of order.
 
 The targets: a SIGKILL loses at most 64 packets, a planned restart none, and all keep their order; kills are held to
-twice that. How long traffic pauses depends on what else the machine does, so the rate is one at which the queues
-outlast any pause; `python -m tests.systemd.restarts` takes figures of that, too, on a machine that is quiet.
+twice that. How long traffic pauses for a start depends on what else the machine does, so the rate is one at which the
+queues outlast any pause; a handover has to be quick. `python -m tests.systemd.restarts` takes figures of it all.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 
 import pytest
 
 from tests.systemd.booted import Booted
 from tests.systemd.cluster import Cluster, client
-from tests.systemd.restarts import Figures, kill, restart, rolling, under_traffic
+from tests.systemd.restarts import Figures, kill, reload, restart, rolling, under_traffic
 
 pytestmark = [pytest.mark.root, pytest.mark.alone, pytest.mark.slow]
 RATE = 1000
 LOST_PER_KILL = 2 * 64
+PAUSE_SECONDS = 2 * 0.05
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,13 @@ def test_kills(cluster: Cluster) -> None:
 def test_planned_restarts(cluster: Cluster) -> None:
     found = told(under_traffic(cluster, "restarted", [lambda: restart(cluster.nodes[0])] * 3, RATE))
     assert all((summary.lost, summary.doubled, summary.reordered) == (0, 0, 0) for summary in found.whole)
+
+
+def test_handovers(cluster: Cluster) -> None:
+    """A reload: the pause is that between two threads, not the start of a process."""
+    found = told(under_traffic(cluster, "handed over", [lambda: reload(cluster.nodes[0])] * 5, RATE))
+    assert all((summary.lost, summary.doubled, summary.reordered) == (0, 0, 0) for summary in found.whole)
+    assert statistics.median(found.gaps) <= PAUSE_SECONDS
 
 
 def test_a_rolling_restart(cluster: Cluster) -> None:

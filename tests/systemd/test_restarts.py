@@ -12,9 +12,11 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
+from fabric.control_client import DaemonUnavailableError
 from tests.fabric.daemon.nodes import ip
 from tests.scenarios import inside
 from tests.scenarios.waiting import wait_for
@@ -64,12 +66,24 @@ def restart(booted: Booted) -> None:
     booted.systemctl("restart", "fabricd.service")
 
 
+def hand_over(booted: Booted) -> None:
+    before = booted.main_pid()
+    booted.systemctl("reload", "fabricd.service")
+    wait_for(lambda: booted.main_pid() not in (0, before) and answers(booted), "the successor")
+
+
+def answers(booted: Booted) -> bool:
+    with suppress(DaemonUnavailableError), client(booted) as daemon:
+        return bool(daemon.ask("status")["ready"])
+    return False
+
+
 def stop_and_start(booted: Booted) -> None:
     booted.systemctl("stop", "fabricd.service")
     booted.systemctl("start", "fabricd.service")
 
 
-@pytest.mark.parametrize("how", [kill, restart, stop_and_start])
+@pytest.mark.parametrize("how", [kill, restart, hand_over, stop_and_start])
 def test_connections_go_on(booted: Booted, pods: tuple[Pod, Pod], how: object) -> None:
     near, far = connected(*pods)
     with near, far:
@@ -99,6 +113,25 @@ def test_what_is_sent_meanwhile_arrives(booted: Booted, pods: tuple[Pod, Pod], h
         how(booted)
         assert [int.from_bytes(sink.recv(10), "big") for _ in range(300)] == list(range(300))
     assert json.loads(booted.run("ip", "-j", "link", "show", "flannel.1"))[0]["ifindex"] == link
+
+
+def test_a_successor_that_does_not_start_changes_nothing(booted: Booted, pods: tuple[Pod, Pod]) -> None:
+    """The predecessor goes on; the next one that can takes over, and is what systemd watches from then on."""
+    before, starts = booted.main_pid(), booted.show("NRestarts")
+    (booted.root / "run/flannel").chmod(0o555)
+    booted.systemctl("reload", "fabricd.service")
+    wait_for(lambda: "the successor does not take over" in booted.log(), "the predecessor to go on", 20)
+    (booted.root / "run/flannel").chmod(0o755)
+    near, far = connected(*pods)
+    with near, far:
+        near.sendall(b"x")
+        assert far.recv(1) == b"x"
+    assert booted.main_pid() == before
+    hand_over(booted)
+    assert booted.show("NRestarts") == starts, "systemd has started nothing"
+    kill(booted)
+    with client(booted) as daemon:
+        assert [item["problem"] for item in daemon.ask("endpoint.list")] == ["", ""]
 
 
 def test_a_pod_that_went_meanwhile_is_dropped(booted: Booted, pods: tuple[Pod, Pod]) -> None:
