@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from fabric.backend.extension import ExtensionBackend
     from fabric.daemon.health import HealthServer
     from fabric.daemon.metrics import MetricsServer
-    from fabric.metrics.policy import PolicyReport
 
 log = logging.getLogger("fabric")
 
@@ -65,7 +64,6 @@ class Node:
             Path(options.state_dir), lambda: self.forwarding.dataplane, parts.identify, parts.clock
         )
         self.extension: ExtensionBackend | None = None
-        self.policy_report: PolicyReport | None = None
         self.drops = DropWatch(lambda: self.forwarding.dataplane)
         self._parts = parts
         self._conf: NetConf | None = None
