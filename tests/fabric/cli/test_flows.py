@@ -80,6 +80,19 @@ def test_a_restart_between_two_looks_gives_no_negative_rates() -> None:
     assert rates.view(before, after)["rates"]["egress_packets"] == 0
 
 
+def test_rates_of_a_pod() -> None:
+    def with_traffic(time: float, number: int) -> rates.Look:
+        plain = look(time)
+        counts = {"frames_from": number, "bytes_from": 10 * number, "frames_to": 0, "bytes_to": 0, "drops": number}
+        return rates.Look(time, plain.status, {}, plain.peers, [{**plain.pods[0], "traffic": counts}], (), True)
+
+    (pod,) = rates.view(with_traffic(1.0, 5), with_traffic(3.0, 25))["pods"]
+    assert pod["rates"] == {"frames_from": 10, "bytes_from": 100, "frames_to": 0, "bytes_to": 0, "drops": 10}
+    (pod,) = rates.view(look(1.0), with_traffic(2.0, 4))["pods"]
+    assert pod["rates"]["frames_from"] == 4
+    assert rates.view(look(1.0), look(2.0))["pods"][0]["rates"] is None
+
+
 def test_top_once(run_dir: Path) -> None:
     shown = run("top", "--once", "--interval", "0.2", "--run-dir", str(run_dir))
     assert shown.exit_code == 0, shown.output
