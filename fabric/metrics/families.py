@@ -79,6 +79,8 @@ FAMILIES: tuple[Family, ...] = (
         ("superframes", "counter", ("direction",), True, "of these, superframes"),
         ("local_frames", "counter", (), True, "frames from port to port on this node"),
         ("wakeups", "counter", ("direction",), True, "times the threads of this direction woke up"),
+        ("joint_turns", "counter", (), True,
+         "times the egress thread received from the underlay too, because traffic was sparse"),
         ("drops", "counter", ("reason",), True, "packets refused; each under one reason, see docs/reference.md"),
         ("icmp_errors", "counter", ("direction",), True, "ICMP errors sent, by the thread that sent them"),
         ("icmp_errors_limited", "counter", ("direction",), True, "ICMP errors not sent because of the limit"),
@@ -107,7 +109,8 @@ FAMILIES: tuple[Family, ...] = (
         "Flows",
         ("flows", "gauge", (), False, "connections in the flow table"),
         ("flow_events", "counter", ("event",), True,
-         "what became of connections: inserted, expired, replaced, evicted_closing, evicted_embryonic"),
+         "what became of connections: inserted, expired, replaced, evicted_closing, evicted_embryonic,"
+         " forgotten (their pod went)"),
         ("flow_refused", "counter", ("why",), True, "connections that are not tracked: full, quota"),
         ("flow_fragments_unmatched", "counter", (), True, "later fragments whose first one was not seen before them"),
     ),
