@@ -62,7 +62,8 @@ def test_unknown_names(run_dir: Path, words: tuple[str, ...], code: int, line: s
 def look(time: float, **counters: int) -> rates.Look:
     answers: Any = ANSWERS
     flows = [{**flow, "protocol": "tcp"} for flow in FLOWS]
-    return rates.Look(time, answers["status"], counters, answers["peers"], answers["endpoint.list"], flows, True)
+    pods = [{**item, "traffic": None} for item in answers["endpoint.list"]]
+    return rates.Look(time, answers["status"], counters, answers["peers"], pods, flows, True)
 
 
 def test_rates_between_two_looks() -> None:
