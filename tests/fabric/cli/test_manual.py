@@ -20,7 +20,7 @@ from tests.fabric.cli.test_main import run
 WITHOUT_JSON = {
     # They print what another program wants, or what another program says.
     "fabricctl completion", "fabricctl extcap", "fabricctl lab exec", "fabricctl cni install",
-    "fabricctl lab up", "fabricctl lab down", "fabricctl lab ping", "fabricctl lab run",
+    "fabricctl lab up", "fabricctl lab down", "fabricctl lab run",
 }  # fmt: skip
 
 
