@@ -42,10 +42,12 @@ class Commentator:
         parts = ["verdict: allowed"] if leaves else []
         return "; ".join([*parts, *([self._ends(ends)] if ends is not None and self._ends(ends) else [])])
 
-    def refused(self, packet: Mapping[str, Any], inner: bytes) -> str:
-        """About a packet that was refused."""
+    def refused(self, packet: Mapping[str, Any], inner: bytes, rule: str = "") -> str:
+        """About a packet that was refused; `rule` is the policy rule that did, if one did."""
         reason = packet["reason"]
         parts = ["verdict: dropped", f"reason: {reason} ({TEXTS.get(reason.upper(), 'of another version')})"]
+        if rule:
+            parts.append(f"rule: {rule}")
         if packet["port"]:
             parts.append(f"from port: {packet['port']}")
         if packet["source"]:
@@ -110,6 +112,23 @@ def ends_of(packet: bytes) -> tuple[Address, Address] | None:
     if len(packet) >= 40 and packet[0] >> 4 == 6:
         return IPv6Address(packet[8:24]), IPv6Address(packet[24:40])
     return None
+
+
+def flow_of(packet: bytes) -> tuple[str, str, str] | None:
+    """Source, destination and port (`80/tcp`, `icmp`) of an IP packet as `policy.explain` takes them; None where that
+    cannot be said: other protocols, later fragments, extension headers."""
+    ends = ends_of(packet)
+    if ends is None:
+        return None
+    six = packet[0] >> 4 == 6
+    protocol, offset = (packet[6], 40) if six else (packet[9], (packet[0] & 15) * 4)
+    if protocol in (1, 58):
+        return str(ends[0]), str(ends[1]), "icmp"
+    name = {6: "tcp", 17: "udp", 132: "sctp"}.get(protocol)
+    later = not six and struct.unpack_from(">H", packet, 6)[0] & 0x1FFF
+    if name is None or later or len(packet) < offset + 4:
+        return None
+    return str(ends[0]), str(ends[1]), f"{struct.unpack_from('>H', packet, offset + 2)[0]}/{name}"
 
 
 def _checksum(header: bytes) -> int:

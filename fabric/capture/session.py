@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import base64
 import selectors
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic, time_ns
 from typing import Any, BinaryIO
 
 from fabric.capture import pcapng
-from fabric.capture.comments import Commentator, inner_packet
+from fabric.capture.comments import Commentator, flow_of, inner_packet
 from fabric.capture.taps import Tap
-from fabric.control_client import ControlClient
+from fabric.control_client import ControlClient, DaemonRefusedError
 
 POLL_SECONDS = 0.05
 BURST = 64
+POLICY = "policy_"
 Matches = Callable[[bytes, int], bool]
 
 
@@ -37,6 +38,7 @@ class RefusedPackets:
     """The daemon's refused packets that pass; asked for every POLL_SECONDS. `reasons` empty: all."""
 
     def __init__(self, client: ControlClient, matches: Matches, reasons: frozenset[str]) -> None:
+        self.explanations = Explanations(client)
         self._client = client
         self._matches = matches
         self._reasons = reasons
@@ -57,6 +59,35 @@ class RefusedPackets:
             return False
         inner = inner_packet(packet, data)
         return self._matches(inner, packet["length"] - len(data) + len(inner))
+
+
+class Explanations:
+    """Which rule refused a packet, by the daemon's own explanation of such a flow; each flow is asked about once, and
+    not many of them: a capture must not keep the daemon busy."""
+
+    def __init__(self, client: ControlClient, most: int = 256) -> None:
+        self._client = client
+        self._known: dict[tuple[str, ...], str] = {}
+        self._most = most
+
+    def rule(self, packet: Mapping[str, Any], inner: bytes) -> str:
+        """The rule, "" where there is none, or where that is not known."""
+        question = flow_of(inner) if packet["reason"].startswith(POLICY) else None
+        if question is None:
+            return ""
+        if question not in self._known:
+            if len(self._known) >= self._most:
+                return ""
+            self._known[question] = self._ask(*question)
+        return self._known[question]
+
+    def _ask(self, source: str, target: str, port: str) -> str:
+        params = {"source": source, "target": target, "port": port}
+        try:
+            found = self._client.ask("policy.explain", params)
+        except DaemonRefusedError:  # it has no policy, or does not know the ends
+            return ""
+        return "" if found["allowed"] else str(found["rule"])
 
 
 class Session:
@@ -136,7 +167,8 @@ class Session:
         for packet, data in found:
             if count is not None and self._summary.packets >= count:
                 return
-            comment = self._comments.refused(packet, inner_packet(packet, data))
+            inner = inner_packet(packet, data)
+            comment = self._comments.refused(packet, inner, self._refused.explanations.rule(packet, inner))
             number, length = self._refused_number + packet["ethernet"], packet["length"]
             if packet["source"]:
                 payload, data = data, self._comments.rebuilt(packet, data)

@@ -46,9 +46,10 @@ def _command(path: list[str], command: click.Command, context: click.Context) ->
         ".SH SYNOPSIS", f"\\fB{_text(usage)}\\fR",
         ".SH DESCRIPTION", _text(_plain(command.help or "")),
     ]  # fmt: skip
-    options = [record for item in command.get_params(context) if (record := item.get_help_record(context))]
-    if options:
-        lines += [".SH OPTIONS", *_list(options)]
+    # Not click's own help option: it keeps the names of the first context it was asked in.
+    given = [item for item in command.get_params(context) if "--help" not in item.opts]
+    options = [record for item in given if (record := item.get_help_record(context))]
+    lines += [".SH OPTIONS", *_list([*options, ("-h, --help", "Show this message and exit.")])]
     if isinstance(command, click.Group):
         children = [(child, command.get_command(context, child)) for child in command.list_commands(context)]
         shown = [(child, found.get_short_help_str(200)) for child, found in children if found and not found.hidden]

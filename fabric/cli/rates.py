@@ -43,6 +43,7 @@ def view(before: Look, after: Look) -> dict[str, Any]:
     drops = {name.removeprefix(DROP): rate(name) for name in after.counters if name.startswith(DROP)}
     names = Names(after.pods, after.peers)
     by_pod, by_peer = _owners(after.flows, names)
+    traffic = {item["name"]: item.get("traffic") for item in before.pods}
     status = after.status
     problems = [line for part in ("health", "kernel", "firewall") for line in status[part]["problems"]]
     return {
@@ -69,10 +70,20 @@ def view(before: Look, after: Look) -> dict[str, Any]:
         ],
         "pods": [
             {"name": name_of_pod(item), "kind": item["kind"], "addresses": list(item["addresses"]),
-             "problem": item["problem"], "flows": by_pod[name_of_pod(item)]}
+             "problem": item["problem"], "flows": by_pod[name_of_pod(item)],
+             "rates": _pod_rates(traffic.get(item["name"]), item.get("traffic"), seconds)}
             for item in after.pods
         ],
     }  # fmt: skip
+
+
+def _pod_rates(
+    before: Mapping[str, int] | None, after: Mapping[str, int] | None, seconds: float
+) -> dict[str, float] | None:
+    """What a port's pod sent and got per second (`from` it, `to` it), and drops; None where it is not counted."""
+    if after is None:
+        return None
+    return {name: round(max(0, value - (before or {}).get(name, 0)) / seconds, 1) for name, value in after.items()}
 
 
 def _peer(peer: Mapping[str, Any]) -> str:

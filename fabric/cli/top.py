@@ -21,6 +21,7 @@ from fabric.control_client import ControlClient
 MAX_FLOWS = 20_000
 """Connections that are looked at for one picture."""
 ROWS = 12
+RATES = ("bit/s out", "bit/s in", "drops/s")
 
 
 @click.command()
@@ -112,13 +113,26 @@ def _lists(view: Mapping[str, Any], most: int) -> Iterator[Table | Text]:
         ("peer", view["peers"], ("node", "way", "subnets", "state")),
     )
     for title, items, columns in kinds:
-        made = tables.grid(title, "way", "addresses", "state", "connections")
-        for item in sorted(items, key=lambda item: -int(item["flows"]))[:most]:
+        made = tables.grid(title, "way", "addresses", "state", "connections", *(RATES if title == "pod" else ()))
+        for item in sorted(items, key=_busiest, reverse=True)[:most]:
             cells = (", ".join(item[name]) if isinstance(item[name], list) else item[name] for name in columns)
-            made.add_row(*map(tables.text, cells), f"{item['flows']:,}")
+            made.add_row(*map(tables.text, cells), f"{item['flows']:,}", *_traffic(item.get("rates")))
         yield made
         if len(items) > most:
             yield Text(f"and {len(items) - most} more")
+
+
+def _busiest(item: Mapping[str, Any]) -> tuple[float, int]:
+    """What a list is ordered by: bytes, then connections."""
+    found = item.get("rates") or {}
+    return found.get("bytes_from", 0) + found.get("bytes_to", 0), item["flows"]
+
+
+def _traffic(found: Mapping[str, float] | None) -> tuple[str, ...]:
+    """Cells of RATES, none where they are not known."""
+    if not found:
+        return ()
+    return _si(found["bytes_from"] * 8), _si(found["bytes_to"] * 8), _si(found["drops"])
 
 
 def _si(value: float) -> str:

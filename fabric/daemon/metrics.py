@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fabric.daemon import report
+from fabric.daemon.control import Descriptors
 from fabric.daemon.http import NOT_FOUND, HttpServer, Reply
-from fabric.metrics import readings
+from fabric.metrics import policy, readings
 from fabric.metrics.collector import CONTENT_TYPE, Renderer
 from fabric.metrics.families import Reading
+from fabric.metrics.policy import PolicyReport
 from fabric.metrics.readings import Reports
 
 if TYPE_CHECKING:
@@ -80,15 +82,23 @@ class MetricsServer(HttpServer):
         yield Reading("metrics_scrape_duration_seconds", (), round(self._took, 6))
 
 
+def _policy(node: Node, status: Mapping[str, Any]) -> PolicyReport | None:
+    """What policy says, where there is one."""
+    found, hits = status.get("policy", {}), report.methods(node).get("policy.hits")
+    if not found.get("sources") or hits is None:
+        return None
+    rules = hits({}, Descriptors())
+    return policy.read(found, rules if isinstance(rules, list) else [])
+
+
 def serve(node: Node) -> MetricsServer:
     """The server for this node, not open yet."""
 
     def reports() -> Reports | None:
         if not node.ready:
             return None
-        return Reports(
-            report.status(node), report.peers(node), node.pods.endpoints(), report.counters(node), node.policy_report,
-            node.clock(),
-        )
+        status = report.status(node)
+        peers, pods, counters = report.peers(node), node.pods.endpoints(), report.counters(node)
+        return Reports(status, peers, pods, counters, _policy(node, status), node.clock())
 
     return MetricsServer(node.options.metrics_ip, node.options.metrics_port, reports)

@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from fabric.backend.extension import ExtensionBackend
     from fabric.daemon.health import HealthServer
     from fabric.daemon.metrics import MetricsServer
-    from fabric.metrics.policy import PolicyReport
     from fabric.policing.keeper import PolicyKeeper
 
 log = logging.getLogger("fabric")
@@ -70,7 +69,6 @@ class Node:
         self.extension: ExtensionBackend | None = None
         self.policy: PolicyKeeper | None = None
         self.policy_sources: tuple[str, ...] = ()
-        self.policy_report: PolicyReport | None = None
         self.drops = DropWatch(lambda: self.forwarding.dataplane)
         self._parts = parts
         self._conf: NetConf | None = None

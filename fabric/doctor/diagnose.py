@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from fabric.doctor.evidence import NodeEvidence, PeerEvidence
 
@@ -64,6 +65,17 @@ def of_peer(seen: PeerEvidence) -> Iterator[Finding]:
         yield from (Finding(*each, seen.name) for each in _answered(seen))
         return
     yield Finding(*_silent(seen), seen.name)
+
+
+def of_policy(source: str, target: str, port: str, found: Mapping[str, Any]) -> Iterator[Finding]:
+    """Whether policy forbids it; `found` is the daemon's `policy.explain` of a new flow."""
+    if not found["allowed"]:
+        place = f" at {found['place']}" if found["place"] else ""
+        yield Finding(
+            "policy",
+            f"{source} may not reach {target} at {port}: {found['rule'] or 'no rule allows it'}{place}",
+            f"change the policy; fabricctl policy explain {source} {target} {port} shows every step",
+        )
 
 
 Found = tuple[str, str, str]

@@ -25,6 +25,7 @@ from routes.lookup import route_get
 from routes.vxlan import vxlan_devices
 
 SECONDS = 0.7
+KERNEL_WAY = "vxlan (kernel)"
 CLOSED_PORT = 1  # tcpmux: nobody has it
 Object = Mapping[str, Any]
 
@@ -84,8 +85,8 @@ def peer(
     prefix = item["subnets"][0]
     address = prefix.split("/")[0]
     route: Object = next((route for route in routes if route["prefix"] == prefix), {})
-    mtu, tunnel = route.get("mtu", status["mtu"]), way in ("vxlan", "udp")
-    port = ports.get(way, 0) if tunnel else 0
+    mtu, by_kernel = route.get("mtu", status["mtu"]), way == KERNEL_WAY
+    port = ports.get("vxlan" if by_kernel else way, 0)
     big, fits, tcp = False, 0, None
     with watching(client, status, public, port) as watched:
         small = ping([address], count=3, timeout=SECONDS)[0].reachable
@@ -94,11 +95,12 @@ def peer(
             tcp = _tcp(address)
     return replace(
         plain, device=_device(address), expected_device=route.get("device", ""), mtu=mtu, small=small, big=big,
-        fits=fits, tcp=tcp, tunnel=tunnel, port=port,
+        fits=fits, tcp=tcp, tunnel=bool(port), port=port,
         underlay=small or ping([public], timeout=SECONDS)[0].reachable,
         tunnel_port="silent" if small or not port else _port(public, port),
         other_port="silent" if small else _port(public, CLOSED_PORT),
-        sent=watched.sent, received=watched.received, taken=watched.counters["receive_datagrams"],
+        sent=watched.sent, received=watched.received,
+        taken=watched.received if by_kernel else watched.counters["receive_datagrams"],
         bad_checksums=watched.bad_checksums, kernel_checksum_errors=watched.checksum_errors,
         write_bad_checksum=watched.counters["write_bad_checksum"], send_refused=watched.counters["drop_send_refused"],
         refused=watched.refused,

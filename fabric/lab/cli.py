@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import wraps
 from types import FrameType
 from typing import Any, ParamSpec
@@ -116,13 +117,17 @@ def up(**given: Any) -> None:
 @click.option("--count", default=2, show_default=True, help="Probes per pair.")
 @click.option("--size", default=56, show_default=True, help="Payload bytes of a probe.")
 @click.option("--df", is_flag=True, help="Forbid fragmentation.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @plainly
-def ping(count: int, size: int, df: bool) -> None:
+def ping(count: int, size: int, df: bool, as_json: bool) -> None:
     """Ping every pod pair; exit code 1 when one does not answer."""
-    console = report.console()
     pairs = measure.ping_pairs(labs.Lab.attach(), count=count, size=size, dont_fragment=df)
-    console.print(report.ping_line(pairs))
-    console.print(report.ping_matrix(pairs))
+    if as_json:
+        click.echo(json.dumps([asdict(pair) for pair in pairs], indent=1))
+    else:
+        console = report.console()
+        console.print(report.ping_line(pairs))
+        console.print(report.ping_matrix(pairs))
     if not all(pair.ok for pair in pairs):
         raise SystemExit(1)
 

@@ -1,35 +1,46 @@
-"""The hook by which policy reaches the metrics (and `fabricctl top`): `Node.policy_report` holds one, or None.
+"""What policy says about itself, out of the daemon's own answers: `status`'s part `policy`, and `policy.hits`. Pure.
 
-Whoever enforces policy sets it; nothing is asked of it but when somebody scrapes, in the event loop.
+Both are absent, or without `sources`, where no policy is enforced.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal, NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 from fabric.metrics.latency import Distribution
 
 
-class RuleHits(NamedTuple):
-    """One rule in force. `policy` is its policy's full name (`namespace/name`), `rule` its place or name therein,
-    `direction` the pod's own, `hits` the connections it decided since the daemon's start."""
+class PolicyReport(NamedTuple):
+    """`rules`: every rule in force by its description, with the connections it has decided, in an order that stays:
+    beyond the bound the later ones are added up. `programming`: from the change of an object to its use by the data
+    path, in seconds."""
 
-    policy: str
-    rule: str
-    direction: Literal["ingress", "egress"]
-    action: str
-    hits: int
+    snapshot: int
+    objects: int
+    refused: int
+    problems: int
+    rules: tuple[tuple[str, int], ...]
+    programming: Distribution | None
 
 
-class PolicyReport(Protocol):
-    """What the policy engine says about itself."""
+def read(status: Mapping[str, Any], hits: Sequence[Mapping[str, Any]]) -> PolicyReport:
+    """The report out of these two answers."""
+    return PolicyReport(
+        status.get("snapshot", 0),
+        status.get("objects", 0),
+        status.get("refused", 0),
+        len(status.get("problems", ())),
+        tuple(sorted((str(item["rule"]), int(item["hits"])) for item in hits)),
+        _distribution(status.get("latency")),
+    )
 
-    def rule_hits(self) -> Iterable[RuleHits]:
-        """Every rule in force, in an order that stays: beyond the bound the later ones are added up."""
 
-    def problems(self) -> tuple[str, ...]:
-        """What is wrong with policies, one line each."""
-
-    def programming(self) -> Distribution:
-        """From the change of an object in the store to its use by the data path, in seconds."""
+def _distribution(described: Mapping[str, Any] | None) -> Distribution | None:
+    """Cumulative buckets by bound as counts of each."""
+    if not described:
+        return None
+    bounds = tuple(float(bound) for bound in described["buckets"])
+    sums = [0, *described["buckets"].values(), described["count"]]
+    return Distribution(bounds, tuple(after - before for before, after in pairwise(sums)), float(described["sum"]))

@@ -87,15 +87,28 @@ def _pods(pods: Sequence[Mapping[str, Any]]) -> Iterator[Reading]:
         labels = (item["name"], pod["namespace"], pod["name"], item["kind"], ",".join(item["addresses"]))
         yield Reading("pod_info", labels, 1)
         yield Reading("pod_problem", (item["name"],), float(bool(item["problem"])))
+        yield from _traffic(item["name"], item.get("traffic"))
     for kind, count in kinds.items():
         yield Reading("pods", (kind,), count)
 
 
+def _traffic(port: str, counts: Mapping[str, int] | None) -> Iterator[Reading]:
+    """What a port's pod sent and got; a pod that the kernel connects passes no worker and has none."""
+    if counts is None:
+        return
+    for unit in ("frames", "bytes"):
+        for direction in ("from", "to"):
+            yield Reading(f"pod_{unit}", (port, direction), counts[f"{unit}_{direction}"])
+    yield Reading("pod_drops", (port,), counts["drops"])
+
+
 def _policy(policy: PolicyReport) -> Iterator[Reading]:
-    rules = 0
-    for rule in policy.rule_hits():
-        rules += 1
-        yield Reading("policy_rule_hits", (rule.policy, rule.rule, rule.direction, rule.action), rule.hits)
-    yield Reading("policy_rules", (), rules)
-    yield Reading("problems", ("policy",), len(policy.problems()))
-    yield Reading("programming_duration_seconds", ("policy",), policy.programming())
+    yield Reading("policy_snapshot", (), policy.snapshot)
+    yield Reading("policy_objects", ("in_force",), policy.objects)
+    yield Reading("policy_objects", ("refused",), policy.refused)
+    yield Reading("policy_rules", (), len(policy.rules))
+    for rule, hits in policy.rules:
+        yield Reading("policy_rule_hits", (rule,), hits)
+    yield Reading("problems", ("policy",), policy.problems)
+    if policy.programming is not None:
+        yield Reading("programming_duration_seconds", ("policy",), policy.programming)

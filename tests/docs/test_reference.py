@@ -87,9 +87,11 @@ def test_every_offload_is_named(name: str) -> None:
 
 
 def test_flags_named_anywhere_exist() -> None:
-    theirs = {"--json", "--all", "--help", "--version", "--run-dir", "--dry-run", "--pod", "--proto", "--limit",
-              "--interval", "--once",
-              "--inner", "--outer", "--drop-reason", "--verdict", "--on", "--duration", "--snaplen"}  # fmt: skip
+    words = (
+        "--json --all --help --version --run-dir --dry-run --pod --proto --limit --interval --once --inner "
+        "--outer --drop-reason --verdict --on --duration --snaplen --install --directory --from --to --port"
+    )
+    theirs = set(words.split())
     lab = {"--nodes", "--pods", "--mode", "--peer", "--pod-kind", "--ipv6", "--count", "--size", "--df", "--rounds",
            "--seconds"}  # fmt: skip
     install = {"--back", "--root", "--prefix", "--vendor", "--python", "--force", "--purge", "--kind", "--no-service"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -168,3 +169,34 @@ def test_refusals_are_one_line(lab: Lab, tmp_path: Path, words: tuple[str, ...],
     assert (shown.returncode, shown.stderr.count("\n")) == (1, 1), shown.stderr
     assert line in shown.stderr
     assert not (tmp_path / "x").exists()
+
+
+def test_tshark_captures_by_extcap(lab: Lab, tmp_path: Path) -> None:
+    """Wireshark's own way: it finds the interfaces, and captures from one."""
+    program = tmp_path / "bin" / "fabricctl"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\nexec {sys.executable} -m fabric.cli.main \"$@\"\n")
+    program.chmod(0o755)
+    directory = tmp_path / "extcap"
+    environment = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}"}
+    installed = [program, "extcap", "--install", "--directory", str(directory)]
+    subprocess.run(installed, env=environment, check=True, capture_output=True)
+    folders = subprocess.run(["tshark", "-G", "folders"], capture_output=True, text=True, check=True).stdout
+    system = next(line.split(":", 1)[1].strip() for line in folders.splitlines() if line.startswith("Extcap path"))
+    # As root Wireshark takes programs from its own directory only: ours stands in its place for these two runs.
+    inside_node = ["ip", "netns", "exec", lab.netns("node1"), "unshare", "--mount", "sh", "-c",
+                   'mount --bind "$0" "$1"; shift; exec "$@"', str(directory), system]  # fmt: skip
+    listed = [*inside_node, "tshark", "-D"]
+    shown = subprocess.run(listed, env=environment, capture_output=True, text=True, check=True)
+    assert "podfabric (podfabric: what passes and what is refused)" in shown.stdout
+    _, source = pods(lab.nodes[0])
+    send = sender(source, measure.address(pods(lab.nodes[1])[1], 4), 7790)
+    command = [
+        *inside_node, "tshark", "-i", "podfabric", "-o", f"extcap.podfabric.rundir:{lab.run_dir / 'node1' / 'run'}",
+        "-f", "udp dst port 7790", "-c", "4", "-w", str(tmp_path / "x.pcapng"),
+    ]  # fmt: skip
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        wait_for(lambda: send() is None and process.poll() is not None, "four packets", 20)
+    found = tshark(tmp_path / "x.pcapng")
+    assert len(found) == 4
+    assert any("verdict: allowed" in comment for comment in comments(found))

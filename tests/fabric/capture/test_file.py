@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from scapy.layers.vxlan import VXLAN
 
 from fabric.capture import pcapng
-from fabric.capture.comments import Commentator, ends_of, inner_offset
+from fabric.capture.comments import Commentator, ends_of, flow_of, inner_offset
 from fabric.capture.wanted import Wanted
 
 POD = {"name": "cni/a", "kind": "tun", "addresses": ["10.244.1.2"],
@@ -82,6 +83,7 @@ def test_no_frame_is_too_strange(data: bytes, link: int, underlay: bool) -> None
     COMMENTS.passing(data, link, underlay, True)
     COMMENTS.refused(refused(), data)
     ends_of(data)
+    flow_of(data)
     inner_offset(data, link, {"vxlan": 8472})
 
 
@@ -107,6 +109,28 @@ def test_rebuilt_headers(source: str) -> None:
 )
 def test_places(wanted: Wanted, asked: Any, places: set[str]) -> None:
     assert wanted.places(asked) == places
+
+
+@pytest.mark.parametrize(
+    ("packet", "expected"),
+    [
+        (INNER, ("10.244.1.2", "10.244.2.2", "80/tcp")),
+        (bytes(IPv6(src="2001:db8::1", dst="2001:db8::2") / UDP(dport=53)), ("2001:db8::1", "2001:db8::2", "53/udp")),
+        (bytes(IP(src="10.244.1.2", dst="10.244.2.2") / ICMP()), ("10.244.1.2", "10.244.2.2", "icmp")),
+        (bytes(IP(src="10.244.1.2", dst="10.244.2.2", frag=1) / UDP(dport=53)), None),
+        (bytes(IP(src="10.244.1.2", dst="10.244.2.2", proto=47)), None),
+        (INNER[:22], None),
+    ],
+)
+def test_flows(packet: bytes, expected: tuple[str, str, str] | None) -> None:
+    assert flow_of(packet) == expected
+
+
+def test_the_rule_is_named() -> None:
+    packet = refused(reason="policy_ingress")
+    assert "; rule: NetworkPolicy shop/web spec.ingress[0]; " in COMMENTS.refused(
+        packet, INNER, "NetworkPolicy shop/web spec.ingress[0]"
+    )
 
 
 def test_filter_texts() -> None:

@@ -62,7 +62,8 @@ def test_unknown_names(run_dir: Path, words: tuple[str, ...], code: int, line: s
 def look(time: float, **counters: int) -> rates.Look:
     answers: Any = ANSWERS
     flows = [{**flow, "protocol": "tcp"} for flow in FLOWS]
-    return rates.Look(time, answers["status"], counters, answers["peers"], answers["endpoint.list"], flows, True)
+    pods = [{**item, "traffic": None} for item in answers["endpoint.list"]]
+    return rates.Look(time, answers["status"], counters, answers["peers"], pods, flows, True)
 
 
 def test_rates_between_two_looks() -> None:
@@ -78,6 +79,19 @@ def test_a_restart_between_two_looks_gives_no_negative_rates() -> None:
     restarted = rates.Look(2.0, {**after.status, "pid": 8}, after.counters, after.peers, after.pods, (), True)
     assert rates.view(before, restarted)["rates"]["egress_packets"] == 30
     assert rates.view(before, after)["rates"]["egress_packets"] == 0
+
+
+def test_rates_of_a_pod() -> None:
+    def with_traffic(time: float, number: int) -> rates.Look:
+        plain = look(time)
+        counts = {"frames_from": number, "bytes_from": 10 * number, "frames_to": 0, "bytes_to": 0, "drops": number}
+        return rates.Look(time, plain.status, {}, plain.peers, [{**plain.pods[0], "traffic": counts}], (), True)
+
+    (pod,) = rates.view(with_traffic(1.0, 5), with_traffic(3.0, 25))["pods"]
+    assert pod["rates"] == {"frames_from": 10, "bytes_from": 100, "frames_to": 0, "bytes_to": 0, "drops": 10}
+    (pod,) = rates.view(look(1.0), with_traffic(2.0, 4))["pods"]
+    assert pod["rates"]["frames_from"] == 4
+    assert rates.view(look(1.0), look(2.0))["pods"][0]["rates"] is None
 
 
 def test_top_once(run_dir: Path) -> None:

@@ -20,8 +20,8 @@ from tests.fabric.cli.test_main import run
 WITHOUT_JSON = {
     # They print what another program wants or says, or the one thing they did.
     "fabricctl install", "fabricctl uninstall", "fabricctl policy apply", "fabricctl policy delete",
-    "fabricctl completion", "fabricctl lab exec", "fabricctl cni install",
-    "fabricctl lab up", "fabricctl lab down", "fabricctl lab ping", "fabricctl lab run",
+    "fabricctl completion", "fabricctl extcap", "fabricctl lab exec", "fabricctl cni install",
+    "fabricctl lab up", "fabricctl lab down", "fabricctl lab run",
 }  # fmt: skip
 
 

@@ -74,6 +74,14 @@ def test_nodes(seen: NodeEvidence, names: list[str]) -> None:
     assert [finding.name for finding in diagnose.of_node(seen)] == names
 
 
+def test_policy() -> None:
+    found = {"allowed": False, "rule": "NetworkPolicy shop/web spec.ingress[0]", "place": "web.yaml:3"}
+    (finding,) = diagnose.of_policy("shop/a", "shop/web", "80", found)
+    assert finding.name == "policy"
+    assert finding.text == "shop/a may not reach shop/web at 80: NetworkPolicy shop/web spec.ingress[0] at web.yaml:3"
+    assert list(diagnose.of_policy("a", "b", "80", {**found, "allowed": True})) == []
+
+
 @given(st.binary(max_size=60), st.booleans(), st.integers(0, 0xFFFF))
 def test_checksums_as_scapy_computes_them(payload: bytes, six: bool, other: int) -> None:
     head = IPv6(src="2001:db8::1", dst="2001:db8::2") if six else IP(src="192.0.2.1", dst="192.0.2.2")

@@ -12,7 +12,7 @@ from fabric.metrics.latency import Latency
 
 def hits(*values: int) -> list[Reading]:
     return [
-        Reading("policy_rule_hits", (f"p{i}", "0", "ingress", "allow"), value) for i, value in enumerate(values)
+        Reading("policy_rule_hits", (f"p{i}",), value) for i, value in enumerate(values)
     ]
 
 

@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from fabric.daemon import metrics
 from fabric.daemon.metrics import MetricsServer
 from fabric.errors import StartError
+from fabric.metrics import policy
 from fabric.metrics.families import FAMILIES
-from fabric.metrics.latency import Latency
-from fabric.metrics.policy import RuleHits
+from fabric.metrics.policy import PolicyReport
 from fabric.metrics.readings import Reports
 from tests.fabric.cli.test_main import ANSWERS
 from tests.fabric.daemon.test_health import ask, free_port
@@ -25,28 +26,26 @@ ROOT = Path(__file__).resolve().parents[3]
 REQUEST = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-class Policy:
-    """A policy engine's report of `rules` rules."""
-
-    def __init__(self, rules: int = 2) -> None:
-        self.rules = rules
-
-    def rule_hits(self) -> list[RuleHits]:
-        return [RuleHits("shop/web", str(number), "ingress", "allow", number) for number in range(self.rules)]
-
-    def problems(self) -> tuple[str, ...]:
-        return ("policy shop/x: no",)
-
-    def programming(self) -> Any:
-        return Latency().distribution()
+STATUS = {
+    "sources": ["directory /etc/x"], "snapshot": 4, "objects": 2, "refused": 1, "problems": ["policy shop/x: no"],
+    "latency": {"buckets": {"0.001": 0, "0.5": 2}, "count": 3, "sum": 4.5},
+}  # fmt: skip
 
 
-def reports(policy: Policy | None = None) -> Reports:
+def policy_report(rules: int = 2) -> PolicyReport:
+    """As the daemon's answers have it."""
+    hits = [{"rule": f"NetworkPolicy shop/web ingress[{number}]", "hits": number} for number in range(rules)]
+    return policy.read(STATUS, list(reversed(hits)))
+
+
+def reports(policy: PolicyReport | None = None) -> Reports:
     answers: Any = ANSWERS
     dataplane = {"offloads": {"udp-gso": True}, "threads": {"t": True}, "generation": 3}
     status = {**answers["status"], "dataplane": dataplane}
     counters = {**answers["counters"], "kernel_changes": 1, "firewall_looks": 2, "something_new": 4, "pods_ports": 1}
-    return Reports(status, answers["peers"], answers["endpoint.list"], counters, policy, 1000.0)
+    traffic = {"frames_from": 3, "bytes_from": 5, "frames_to": 7, "bytes_to": 9, "drops": 1}
+    pods = [{**answers["endpoint.list"][0], "traffic": traffic}, answers["endpoint.list"][1]]
+    return Reports(status, answers["peers"], pods, counters, policy, 1000.0)
 
 
 def with_server(body: Callable[[int, MetricsServer], Awaitable[None]], source: Callable[[], Reports | None]) -> None:
@@ -84,7 +83,13 @@ def test_the_page() -> None:
             ("podfabric_counter_total", "something_new"): 4, ("podfabric_offload", "udp-gso"): 1,
             ("podfabric_peers", "quarantined"): 1, ("podfabric_peers", "malformed"): 1, ("podfabric_pods", "tun"): 2,
             ("podfabric_problems", "pods"): 1, ("podfabric_problems", "policy"): 1, ("podfabric_policy_rules",): 2,
-            ("podfabric_policy_rule_hits_total", "allow", "ingress", "shop/web", "1"): 1,
+            ("podfabric_policy_rule_hits_total", "NetworkPolicy shop/web ingress[1]"): 1,
+            ("podfabric_policy_objects", "refused"): 1, ("podfabric_policy_snapshot",): 4,
+            ("podfabric_programming_duration_seconds_bucket", "0.5", "policy"): 2,
+            ("podfabric_programming_duration_seconds_bucket", "+Inf", "policy"): 3,
+            ("podfabric_pod_frames_total", "from", "cni/podnet/c1/eth0"): 3,
+            ("podfabric_pod_bytes_total", "to", "cni/podnet/c1/eth0"): 9,
+            ("podfabric_pod_drops_total", "cni/podnet/c1/eth0"): 1,
             ("podfabric_store_available", "sqlite"): 0, ("podfabric_task_alive", "lease"): 0,
             ("podfabric_metrics_scrapes_total",): 0,
         }  # fmt: skip
@@ -95,7 +100,7 @@ def test_the_page() -> None:
         assert {name for name in ours if not name.startswith("podfabric_programming")} <= known
         assert b" 404 " in await ask(port, b"GET / HTTP/1.1\r\n\r\n")
 
-    with_server(body, lambda: reports(Policy()))
+    with_server(body, lambda: reports(policy_report()))
 
 
 def test_not_ready_is_said() -> None:
@@ -121,11 +126,9 @@ def test_it_is_computed_at_most_once_in_a_while(monkeypatch: pytest.MonkeyPatch)
 def test_a_failure_is_said_once_and_passes(caplog: pytest.LogCaptureFixture) -> None:
     broken = [True]
 
-    class Broken(Policy):
-        def problems(self) -> tuple[str, ...]:
-            if broken[0]:
-                raise RuntimeError("not today")
-            return ()
+    def source() -> Reports:
+        found = reports()
+        return replace(found, counters={"egress_packets": "many"}) if broken[0] else found  # type: ignore[dict-item]
 
     async def body(port: int, server: MetricsServer) -> None:
         with caplog.at_level(logging.ERROR, "fabric.metrics"):
@@ -135,7 +138,7 @@ def test_a_failure_is_said_once_and_passes(caplog: pytest.LogCaptureFixture) -> 
         broken[0] = False
         assert samples(await ask(port, REQUEST))[("podfabric_metrics_scrape_errors_total",)] == 3
 
-    with_server(body, lambda: reports(Broken()))
+    with_server(body, source)
 
 
 def test_a_port_that_is_held_refuses_the_start() -> None:
