@@ -60,12 +60,31 @@ def open_receive_socket(address: Address, port: int, *, gro: bool = True, shared
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
         if gro:
-            sock.setsockopt(SOL_UDP, UDP_GRO, 1)
+            set_gro(sock, True)
         sock.bind((str(address), port))
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def is_receive_socket(sock: socket.socket, address: Address, port: int, *, shared: bool) -> bool:
+    """Whether a socket of an earlier run is what `open_receive_socket` would give, but for GRO. Never raises."""
+    try:
+        bound = sock.getsockname()
+        reuse = bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))
+        kind = sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
+    except OSError:
+        return False
+    return (sock.family, kind, reuse) == (family_of(address), socket.SOCK_DGRAM, shared) and bound[:2] == (
+        str(address), port,
+    )  # fmt: skip
+
+
+def set_gro(sock: socket.socket, on: bool) -> None:
+    """UDP_GRO on or off; off also where the kernel does not know it. Raises OSError."""
+    if on or sock.getsockopt(SOL_UDP, UDP_GRO):
+        sock.setsockopt(SOL_UDP, UDP_GRO, int(on))
 
 
 def open_transmit_sockets(address: Address, count: int) -> list[socket.socket]:

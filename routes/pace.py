@@ -56,6 +56,13 @@ class Pacer:
             wait = self._pacing.retry * 2.0 ** min(self._failures - 1, 16)
             self._retry = now + min(wait, self._pacing.check_interval)
 
+    def late(self, now: float) -> float:
+        """For how long the next look has been due, or the present one has been taking more than the time to the next.
+
+        Infinite before the first.
+        """
+        return float("inf") if self._started is None else max(0.0, now - self.due(now))
+
     def due(self, now: float) -> float:
         """When the next look is due; not after `now` means at once."""
         if self._started is None:

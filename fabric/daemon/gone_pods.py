@@ -37,6 +37,9 @@ async def release(options: Options, lost: Sequence[Endpoint], rebooted: bool, su
     data_dir = Path(options.cni_data_dir)
     if (before == now and not lost) or not _is_there(data_dir):
         return True
+    if not any(os.access(path, os.W_OK) for path in (data_dir, data_dir.parent)):
+        log.info("%s is not ours to change: what pods that are gone have left is left to DEL or GC", data_dir)
+        return False
     flannels = before not in ("", now) and not subnet_file
     try:
         found = await asyncio.to_thread(_release, data_dir, lost, rebooted, now, before != now, flannels)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fabric import flags
-from fabric.daemon import logs, prerequisites
+from fabric.daemon import logs, prerequisites, systemd
 from fabric.daemon.sources import make_source
 from fabric.errors import FabricError, StartError
 from fabric.flags import Options
@@ -30,21 +30,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     logs.configure(flags.log_format_of(words))
     try:
         options = flags.parse(words)
+        logs.hide(options.etcd.password)
         logs.configure(options.log_format, options.verbosity)
         for line in options.warnings:
             log.warning("%s", line)
         return _run(options, make_source(options))
     except FabricError as error:
         log.error("fabricd does not start: %s", error)
+        systemd.hold_back()
         return 1
     except SystemExit as error:
+        if error.code:
+            systemd.hold_back()
         return int(error.code or 0)
 
 
 def real_parts(source: Source) -> Parts:
     """The parts of a node on this machine."""
+    store = systemd.FdStore()
     from fabric.daemon.interface import system_host
     from fabric.daemon.parts import Parts
+    from fabric.forward.kept import NODE
     from routes.watch import KernelReconciler
 
     def privileges() -> None:
@@ -54,19 +60,20 @@ def real_parts(source: Source) -> Parts:
     return Parts(
         host=system_host(),
         source=source,
-        dataplane=_dataplane,
+        dataplane=lambda settings: _dataplane(settings, store),
+        device_free=lambda name: None if store.holds(NODE) else prerequisites.check_device_name(name),
         reconciler=KernelReconciler,
         traffic=_traffic,
         privileges=privileges,
     )
 
 
-def _dataplane(settings: DataplaneSettings) -> Dataplane:
+def _dataplane(settings: DataplaneSettings, store: systemd.FdStore) -> Dataplane:
     try:
         from fabric.forward.dataplane import Dataplane as RealDataplane
     except ImportError as error:
         raise StartError(f"the data path is not built ({error}): run ./dev build") from None
-    dataplane: Dataplane = RealDataplane(settings)
+    dataplane: Dataplane = RealDataplane(settings, store)
     return dataplane
 
 

@@ -31,7 +31,7 @@ from tun.errors import DeviceError
 from tun.netns import NetnsIdentity
 
 if TYPE_CHECKING:
-    from fabric.daemon.parts import Dataplane
+    from fabric.daemon.parts import Ports
 
 log = logging.getLogger("fabric")
 BUSY_SECONDS = 3.0
@@ -42,12 +42,19 @@ Identify = Callable[[str], NetnsIdentity]
 
 
 class Pods:
-    """Of one daemon. `directory` is the state directory, `identify` says which namespace a path leads to now."""
+    """Of one daemon. `directory` is the state directory, `owner` whose the file in it may be (default: the caller's),
+    `identify` says which namespace a path leads to now."""
 
     def __init__(
-        self, directory: Path, dataplane: Callable[[], Dataplane], identify: Identify, clock: Callable[[], float]
+        self,
+        directory: Path,
+        dataplane: Callable[[], Ports],
+        identify: Identify,
+        clock: Callable[[], float],
+        owner: int | None = None,
     ) -> None:
         self._directory = directory
+        self._owner = owner
         self._dataplane = dataplane
         self._identify = identify
         self._clock = clock
@@ -61,12 +68,14 @@ class Pods:
         """Whether they are of before a reboot."""
         self._unsaved = ""
         self._some = asyncio.Event()
+        self.changed: Callable[[], None] = lambda: None
+        """Called when a record has come or gone."""
 
     # --- over a restart ---
 
     async def restore(self) -> None:
         """Take up what the last run has left. Never raises: a pod that cannot be had is said and kept for later."""
-        found = pods_file.load(self._directory)
+        found = pods_file.load(self._directory, self._owner)
         if found.problem:
             log.error("%s: %s: ports are missing until their pods are added again",
                       self._directory / pods_file.NAME, found.problem)  # fmt: skip
@@ -125,7 +134,7 @@ class Pods:
         except DeviceError as error:
             certain = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EINVAL)
             return f"its namespace {path} is gone" if certain else ""
-        return f"{path} is another namespace now" if known.netns not in (None, now) else ""
+        return "" if known.netns is None or known.netns.is_same(now) else f"{path} is another namespace now"
 
     def _is_beyond_doubt(self, known: Known) -> bool:
         """Whether a pod that `_gone` is about is gone, too, where this daemon may not see all paths of the host's.
@@ -147,21 +156,36 @@ class Pods:
 
     def add_port(self, params: Mapping[str, Any], passed: Descriptors) -> dict[str, Any]:
         """`port.add`. Raises FabricError; nothing is left then, passed queues are closed."""
+        return self.make_port(self.record_port(params), passed)
+
+    def record_port(self, params: Mapping[str, Any]) -> Known:
+        """The first half of `add_port`: the record. Raises FabricError."""
         endpoint = pods_file.parse(params, "port.add", self._clock())
         if not endpoint.is_port:
             raise FabricError(f"port.add: kind {endpoint.kind} has no port: use endpoint.add")
         known = self._new(endpoint)
         self._remember(known)
         self._save()
+        return known
+
+    def withdraw_port(self, known: Known) -> None:
+        """Take back what `record_port` has done."""
+        self._forget(known.endpoint.name)
+        self._save()
+
+    def make_port(self, known: Known, passed: Descriptors) -> dict[str, Any]:
+        """The second half: the port. Raises FabricError; the record is gone then."""
+        endpoint = known.endpoint
         try:
             made = self._dataplane().add_port(endpoint, passed.take())
         except BaseException:
-            self._forget(endpoint.name)
-            self._save()
+            self.withdraw_port(known)
             raise
         mtu = made.get("mtu")
         if isinstance(mtu, int):
             self._known[endpoint.name] = known._replace(endpoint=replace(endpoint, mtu=mtu))
+            if mtu != endpoint.mtu:
+                self._save()  # the next run may not enter the pod to look
         return dict(made)
 
     def delete_port(self, name: str) -> None:
@@ -194,11 +218,20 @@ class Pods:
             self._save()
 
     def endpoints(self) -> list[dict[str, Any]]:
-        """All records, with `problem` where a port has no device."""
+        """All records, with `problem` where a port has no device, and `traffic` of those that pass the workers."""
+        traffic = self._dataplane().port_counters() if self._known else {}
         return [
-            {**pods_file.described(known.endpoint), "problem": self._waiting.get(name, "")}
+            {
+                **pods_file.described(known.endpoint),
+                "problem": self._waiting.get(name, ""),
+                "traffic": traffic.get(name) if known.endpoint.is_port else None,
+            }
             for name, known in sorted(self._known.items())
         ]
+
+    def records(self) -> list[Endpoint]:
+        """All endpoints, in the order in which they came."""
+        return [item.endpoint for item in self._known.values()]
 
     def ports(self) -> list[Endpoint]:
         """The endpoints whose packets pass the workers."""
@@ -252,12 +285,14 @@ class Pods:
     def _remember(self, known: Known) -> None:
         self._known[known.endpoint.name] = known
         self._some.set()
+        self.changed()
 
     def _forget(self, name: str) -> None:
         self._known.pop(name, None)
         self._waiting.pop(name, None)
         if not self._known:
             self._some.clear()
+        self.changed()
 
     def _say_gone(self, endpoint: Endpoint, reason: str) -> None:
         self._lost += 1

@@ -80,8 +80,10 @@ def save(directory: Path, boot_id: str, pods: Iterable[Known]) -> None:
     write_atomic(directory / NAME, data, 0o600, 0o700)
 
 
-def load(directory: Path) -> Remembered:
-    """Read the file back; what cannot be read counts as absent. Never raises."""
+def load(directory: Path, owner: int | None = None) -> Remembered:
+    """Read the file back; what cannot be read counts as absent. Never raises. `owner` is whose it may be besides root.
+    """
+    expected = os.geteuid() if owner is None else owner
     try:
         handle = os.open(directory / NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -92,7 +94,7 @@ def load(directory: Path) -> Remembered:
         with os.fdopen(handle, "rb") as file:
             found = os.fstat(handle)
             # Whoever else could write it could have us open namespaces and take over addresses.
-            if not stat.S_ISREG(found.st_mode) or found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
+            if not stat.S_ISREG(found.st_mode) or found.st_uid not in (0, expected) or found.st_mode & 0o022:
                 return Remembered(problem="others may write to it")
             document = jsonsafe.loads(file.read(MAX_BYTES), max_bytes=MAX_BYTES)
     except (OSError, jsonsafe.JsonError) as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 from collections.abc import Iterator, Mapping, Sequence
 
 from fabric.errors import DataplaneError, PortLostError
@@ -44,7 +45,10 @@ def create(endpoint: Endpoint, settings: DataplaneSettings, mtu: int) -> Device:
 
 
 def adopt(endpoint: Endpoint, fds: Sequence[int], settings: DataplaneSettings, mtu: int) -> Device:
-    """The device behind passed queues, which stay the caller's when this raises. It gets the settings of our own."""
+    """The device behind passed queues, which stay the caller's when this raises. It gets the settings of our own.
+
+    Where we may not enter the pod's namespace (CAP_SYS_ADMIN) it keeps those of its maker, who has to bring it up.
+    """
     with _errors(endpoint):
         device = devices.adopt(fds, allowed_features(settings.offload))
         if device.name != endpoint.ifname or not device.in_netns(endpoint.netns):
@@ -52,12 +56,34 @@ def adopt(endpoint: Endpoint, fds: Sequence[int], settings: DataplaneSettings, m
             raise DataplaneError(f"port {endpoint.name}: {what}")
         if device.kind is not CARRIED[endpoint.kind]:
             raise DataplaneError(f"port {endpoint.name}: the passed queue is not that of a {endpoint.kind} device")
-        device.txqueuelen = settings.txqueuelen
-        if device.mtu != mtu:
-            device.mtu = mtu
-        device.up = True
+        try:
+            device.txqueuelen = settings.txqueuelen
+            if device.mtu != mtu:
+                device.mtu = mtu
+            device.up = True
+        except DeviceError as error:
+            if error.errno != errno.EPERM:
+                raise
         device.probe()
         device.persist(True)
+    return device
+
+
+def take_back(endpoint: Endpoint, fds: Sequence[int], settings: DataplaneSettings) -> Device | None:
+    """The device behind kept queues, as it is; None when they are not this port's. The caller gives `fds` away.
+
+    Raises PortLostError when the device is gone: somebody deleted it, or it went with its namespace.
+    """
+    with contextlib.ExitStack() as stack, _errors(endpoint):
+        for fd in fds:
+            stack.callback(os.close, fd)
+        device = devices.adopt(fds, allowed_features(settings.offload))
+        if (device.name, device.kind) != (endpoint.ifname, CARRIED[endpoint.kind]):
+            return None
+        if not device.in_netns(endpoint.netns):
+            return None
+        device.probe()
+        stack.pop_all()
     return device
 
 
@@ -75,6 +101,14 @@ def attach(endpoint: Endpoint, settings: DataplaneSettings) -> Device:
     return device
 
 
+def mtu_of(device: Device, settings: DataplaneSettings) -> int:
+    """The device's MTU; that of new ports where it cannot be read."""
+    try:
+        return device.mtu
+    except DeviceError:
+        return settings.mtu
+
+
 @contextlib.contextmanager
 def _closed_on_errors(device: Device) -> Iterator[None]:
     try:
@@ -89,5 +123,9 @@ def _errors(endpoint: Endpoint) -> Iterator[None]:
     try:
         yield
     except DeviceError as error:
+        if error.errno == errno.EPERM:
+            todo = "fabricd may not enter pods: pass its queue, or run fabricd with CAP_SYS_ADMIN"
+            what = f"cannot {error.what} {error.which}: {error.why}"
+            raise DataplaneError(f"port {endpoint.name}: {what}; {todo}") from None
         lost = error.errno in (errno.ENODEV, errno.ENOENT, errno.EBADFD)
         raise (PortLostError if lost else DataplaneError)(f"port {endpoint.name}: {error}") from None

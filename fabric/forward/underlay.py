@@ -10,8 +10,16 @@ import logging
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 
-from encap.sockets import open_receive_socket, open_transmit_sockets, probe_gro, probe_segmentation
+from encap.sockets import (
+    is_receive_socket,
+    open_receive_socket,
+    open_transmit_sockets,
+    probe_gro,
+    probe_segmentation,
+    set_gro,
+)
 from fabric.errors import DataplaneError
+from fabric.forward import kept
 from fabric.forward.holder import port_holder
 from fabric.model import Address, DataplaneSettings, Encapsulation
 
@@ -24,10 +32,11 @@ Receive = list[dict[Address, socket.socket]]
 
 
 class Underlay:
-    """One per data plane. Raises DataplaneError with a line for people."""
+    """One per data plane. Raises DataplaneError with a line for people. Receive sockets are `kept` for the next run."""
 
-    def __init__(self, settings: DataplaneSettings) -> None:
+    def __init__(self, settings: DataplaneSettings, keeper: kept.Kept) -> None:
         self._settings = settings
+        self._kept = keeper
         self._addresses = settings.underlay
         self._receive: dict[Encapsulation, Receive] = {}
         self._unavailable: dict[Encapsulation, str] = {}
@@ -64,7 +73,7 @@ class Underlay:
         Sockets of addresses that stay are kept. An error leaves everything as it was; a further format that has no
         place on the new addresses is lost and becomes unavailable.
         """
-        before = self._all()
+        before, before_names = self._all(), self._names()
         receive: dict[Encapsulation, Receive] = {}
         transmit: dict[int, list[socket.socket]] = {4: [], 6: []}
         lost: dict[Encapsulation, str] = {}
@@ -87,6 +96,8 @@ class Underlay:
         self._addresses, self._receive, self.transmit = tuple(addresses), receive, transmit
         for form, reason in lost.items():
             self._lose(form, reason)
+        for name in before_names - self._names():
+            self._kept.drop(name)
         now = self._all()
         return [sock for sock in before if sock not in now]
 
@@ -115,6 +126,18 @@ class Underlay:
     def _all(self) -> list[socket.socket]:
         return _sockets(self._receive, self.transmit)
 
+    def _names(self) -> set[str]:
+        """Under which the receive sockets are kept."""
+        return {
+            self._name(form, address, worker)
+            for form, workers in self._receive.items()
+            for worker, sockets in enumerate(workers)
+            for address in sockets
+        }
+
+    def _name(self, form: Encapsulation, address: Address, worker: int) -> str:
+        return kept.receiver(form, address, self._settings.ports[form], worker)
+
     def _lose(self, form: Encapsulation, reason: str) -> None:
         if self._unavailable.get(form) != reason:
             log.warning("peers that need the %s format are not reached: %s", form, reason)
@@ -139,16 +162,37 @@ class Underlay:
         opened: Receive = [{} for _ in range(settings.workers)]
         try:
             for address in usable:
+                if self._take_back(form, address, opened):
+                    continue
                 if shared:
                     # SO_REUSEPORT would let a second daemon in: a plain bind first finds any other holder.
                     self._bind(address, settings.ports[form], shared=False).close()
-                for sockets in opened:
+                for worker, sockets in enumerate(opened):
                     sockets[address] = self._bind(address, settings.ports[form], shared=shared)
+                    self._kept.keep(self._name(form, address, worker), [sockets[address].fileno()])
         except BaseException:
             for sock in _sockets({form: opened}, {}):
                 sock.close()
             raise
         return opened
+
+    def _take_back(self, form: Encapsulation, address: Address, opened: Receive) -> bool:
+        """Take the sockets that an earlier run has left: all of this address, or none. What is in their queues, too."""
+        names = [self._name(form, address, worker) for worker in range(len(opened))]
+        found = [socket.socket(fileno=fd) for name in names for fd in self._kept.take(name)]
+        fits = len(found) == len(names) and all(
+            is_receive_socket(sock, address, self._settings.ports[form], shared=len(names) > 1) for sock in found
+        )
+        if not fits:
+            for sock in found:
+                sock.close()
+            for name in names if found else ():
+                self._kept.drop(name)
+            return False
+        for sockets, sock in zip(opened, found, strict=True):
+            set_gro(sock, self.gro)
+            sockets[address] = sock
+        return True
 
     def _bind(self, address: Address, port: int, *, shared: bool) -> socket.socket:
         try:

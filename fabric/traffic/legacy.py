@@ -3,20 +3,24 @@
 Looked at only where such tables exist, which is rare today. The kernel names those in use in this network namespace in
 `/proc/net/ip_tables_names`; asking the tool for another table would create it.
 
-Limits. Nothing announces a change of these tables, so whoever depends on one looks again from time to time.
+Limits. Nothing announces a change of these tables, so whoever depends on one looks again from time to time. Only root
+sees them: for a daemon of another user there are none, which it says once.
 """
 
 from __future__ import annotations
 
+import logging
 import shlex
 import subprocess
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from fabric.errors import TrafficError
 from fabric.model import Network
 from fabric.traffic.gates import COMMENT, FAMILY_OF, IPTABLES_CHAIN, IPTABLES_TABLE
 
+log = logging.getLogger("fabric.traffic")
 PROGRAMS = {"ip": "iptables-legacy", "ip6": "ip6tables-legacy"}
 NAMES = {"ip": "ip_tables_names", "ip6": "ip6_tables_names"}
 PROC = Path("/proc/thread-self/net")
@@ -24,10 +28,14 @@ TIMEOUT, LOCK_SECONDS = 10.0, 5
 
 
 def tables(family: str) -> frozenset[str]:
-    """Names of the tables in use; none where the kernel has no such tables. Raises OSError."""
+    """Names of the tables in use; none where the kernel has no such tables, or shows them to root only. Raises OSError.
+    """
     try:
         return frozenset((PROC / NAMES[family]).read_text().split())
     except FileNotFoundError:
+        return frozenset()
+    except PermissionError:
+        _say_unseen()
         return frozenset()
 
 
@@ -66,6 +74,11 @@ def keep_forward(networks: Sequence[Network]) -> list[str]:
             change(family, IPTABLES_TABLE, [*(delete(line) for line in ours), *wanted])
             changed.append(f"{PROGRAMS[family]} chain {IPTABLES_CHAIN}: {len(wanted)} rules")
     return changed
+
+
+@cache
+def _say_unseen() -> None:
+    log.info("iptables-legacy's tables are for root only: where their FORWARD chain drops, accept pods there by hand")
 
 
 def _run(family: str, program: str, *arguments: str, script: str = "") -> str:

@@ -30,7 +30,7 @@ TEXT = {"pass", "refused"}
 
 @contextmanager
 def probe(
-    encapsulation: str = "vxlan", *, strict: bool = True, by_host: bool = False
+    encapsulation: str = "vxlan", *, strict: bool = True, by_host: bool = False, policed: bool = False
 ) -> Iterator[tuple[Probe, int]]:
     """A probe whose datagrams go to a socket that nobody reads, and the tunnel's port number."""
     with (
@@ -41,7 +41,7 @@ def probe(
         sink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
         sender.bind((str(OWN), 0))
         port = sink.getsockname()[1]
-        snapshot = make_snapshot(encapsulation, port=port, strict=strict, by_host=by_host)
+        snapshot = make_snapshot(encapsulation, port=port, strict=strict, by_host=by_host, policed=policed)
         yield Probe(snapshot, sender.fileno(), encapsulation), port
 
 
@@ -96,6 +96,18 @@ def egress_by_host(seed: int, count: int) -> Counts:
         return in_blocks(lambda s, n: fed.fuzz_egress(seeds, s, n), seed, count)
 
 
+def decapsulation_policed(seed: int, count: int) -> Counts:
+    with probe(policed=True) as (fed, _):
+        seeds = vxlan_payloads()
+        return in_blocks(lambda s, n: fed.fuzz_ingress(seeds, s, n), seed, count)
+
+
+def egress_policed(seed: int, count: int) -> Counts:
+    with probe(policed=True) as (fed, port):
+        seeds = port_frames(port)
+        return in_blocks(lambda s, n: fed.fuzz_egress(seeds, s, n), seed, count)
+
+
 def merge(seed: int, count: int) -> Counts:
     for case in merge_cases(seed, count):
         fuzz_merge(case)
@@ -126,6 +138,8 @@ TARGETS: dict[str, tuple[Callable[[int, int], Counts], int, set[str]]] = {
         4_000_000,
         INNER | ROUTED | {"no_route", "not_unicast", "source_spoofed", "pod_to_vtep", "superframe"},
     ),
+    "decapsulation-policed": (decapsulation_policed, 5_000_000, INNER | {"policy_ingress", "policy_fragment"}),
+    "egress-policed": (egress_policed, 1_000_000, INNER | {"not_unicast", "policy_egress", "policy_fragment"}),
     "merge": (merge, 150_000, set()),
     "split": (split, 300_000, set()),
     "etcd-watch": (etcd_watch, 1_000_000, {"pass", "malformed", "nothing_new"}),

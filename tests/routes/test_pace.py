@@ -43,3 +43,10 @@ def test_due(steps: list[tuple[str, float]], due: float) -> None:
 
 def test_the_first_look_is_due_at_once() -> None:
     assert Pacer().due(123.0) == 123.0
+
+
+def test_late() -> None:
+    assert Pacer().late(5.0) == float("inf")
+    pacer = paced(("started", 0.0), ("done", 0.1))
+    assert (pacer.late(9.0), pacer.late(12.5)) == (0.0, 2.5)
+    assert paced(("started", 0.0)).late(45.0) == 35.0, "a look that does not end is late when the next one is due"

@@ -28,12 +28,14 @@ PATIENCE = 10.0
 
 
 class Status(NamedTuple):
-    """What the daemon says: whether it forwards, its node port, the pods' MTU, the addresses of each port by name."""
+    """What the daemon says: whether it forwards, its node port, the pods' MTU, the addresses of each port by name, the
+    length of its devices' queues in packets (0: it does not say)."""
 
     ready: bool
     device: str
     mtu: int
     ports: dict[str, list[AddressInterface]]
+    queue: int
 
 
 def connect(record: Record) -> ControlClient:
@@ -60,7 +62,8 @@ def status(daemon: ControlClient) -> Status:
             str(port["name"]): [ip_interface(text) for text in port["addresses"]]
             for port in answer["dataplane"].get("ports", [])
         }
-        return Status(bool(answer["ready"]), str(answer["device"]), int(answer["mtu"]), ports)
+        queue = int(answer["dataplane"].get("txqueuelen", 0))
+        return Status(bool(answer["ready"]), str(answer["device"]), int(answer["mtu"]), ports, queue)
     except (AttributeError, KeyError, TypeError, ValueError):
         raise DaemonUnavailableError(f"fabricd at {daemon.path} is of another version: upgrade both") from None
 

@@ -13,17 +13,18 @@ from fabric.cni.errors import KERNEL_REFUSED, CniError
 from fabric.cni.logs import log
 from fabric.cni.protocol import Request
 from routes.netlink import Netlink
-from tun.device import Device, Kind, create
+from tun.device import DEFAULT_TXQUEUELEN, Device, Kind, create
 from tun.errors import DeviceError
 
 KERNELS_KIND = "tun"
 """IFLA_INFO_KIND of both."""
 
 
-def make(record: Record, inside: pod.Pod, kind: Kind, mtu: int) -> Device:
-    """The device, down. Raises CniError (112)."""
+def make(record: Record, inside: pod.Pod, kind: Kind, mtu: int, queue: int) -> Device:
+    """The device, down, with a queue of that many packets (0: as many as usual). Raises CniError (112)."""
     try:
-        device = create(record.attachment.host_interface.replace("veth", "ftmp"), kind, mtu=mtu)
+        name = record.attachment.host_interface.replace("veth", "ftmp")
+        device = create(name, kind, mtu=mtu, txqueuelen=queue or DEFAULT_TXQUEUELEN)
         try:
             with Netlink() as netlink:
                 links.name_it(netlink, links.must_find(netlink, device.name), record.alias, record.mac)

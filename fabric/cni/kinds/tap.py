@@ -36,7 +36,7 @@ def attach(record: Record, pod: Pod) -> tuple[Interface, ...]:
     with connect(record) as daemon, translated(tun.FAILED):
         found = status(daemon)
         delete_port(daemon, record.attachment.port)
-        with queue.make(record, pod, Kind.TAP, record.mtu or found.mtu) as device:
+        with queue.make(record, pod, Kind.TAP, record.mtu or found.mtu, found.queue) as device:
             link = common.configure(record, pod, record.routes)
             try:
                 tun.hand_over(daemon, record, device.fds)

@@ -15,7 +15,7 @@ from fabric.cni.attachment import Record
 from fabric.cni.config import Conf
 from fabric.cni.errors import CHECK_FAILED, INVALID_CONFIG, UNSUPPORTED_FIELD, CniError
 from fabric.cni.kinds import common
-from fabric.cni.kinds.daemon import connect, delete_port, node_port, ready, status, translated
+from fabric.cni.kinds.daemon import Status, connect, delete_port, node_port, ready, status, translated
 from fabric.cni.logs import log
 from fabric.cni.pod import Pod
 from fabric.cni.result import Interface, IPConfig, Result, default_route
@@ -55,7 +55,7 @@ def attach(record: Record, pod: Pod) -> tuple[Interface, ...]:
         with translated(FAILED):
             found = status(daemon)
             delete_port(daemon, record.attachment.port)  # ours from a killed call: no interface has its name
-        mtu = _hand_over(daemon, record, pod, record.mtu or found.mtu) or _have_made(daemon, record, pod)
+        mtu = _hand_over(daemon, record, pod, found) or _have_made(daemon, record, pod)
     lead_host_to_pod(record, found.device)
     return (Interface(record.attachment.ifname, NO_MAC, mtu, record.netns),)
 
@@ -117,12 +117,13 @@ def hand_over(daemon: ControlClient, record: Record, fds: Iterable[int]) -> None
     daemon.ask("port.add", endpoints.described(record), tuple(fds))
 
 
-def _hand_over(daemon: ControlClient, record: Record, pod: Pod, mtu: int) -> int:
+def _hand_over(daemon: ControlClient, record: Record, pod: Pod, found: Status) -> int:
     """The device's MTU; 0 when the daemon did not take its queue, and there is none."""
     from fabric.cni.kinds import queue
     from tun.device import Kind
 
-    with translated(FAILED), queue.make(record, pod, Kind.TUN, mtu) as device:
+    mtu = record.mtu or found.mtu
+    with translated(FAILED), queue.make(record, pod, Kind.TUN, mtu, found.queue) as device:
         common.configure(record, pod, record.routes)
         try:
             hand_over(daemon, record, device.fds)

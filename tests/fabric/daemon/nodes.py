@@ -39,6 +39,7 @@ class TestNode:
         self.config = directory / "net-conf.json"
         self.log = self.directory / "log"
         self.process: subprocess.Popen[bytes] | None = None
+        self.python: Callable[[list[str]], list[str]] = lambda words: [PYTHON, *words]
         ip("netns", "add", self.netns)
         ip("-n", self.netns, "link", "set", "lo", "up")
 
@@ -58,12 +59,13 @@ class TestNode:
 
     def launch(self, *words: str) -> None:
         self.subnet_file.unlink(missing_ok=True)
-        command = [
-            "ip", "netns", "exec", self.netns, PYTHON, "-m", "fabric.daemon.main", f"--store=sqlite://{self.store}",
-            "--iface=eth0", f"--run-dir={self.run_dir}", f"--state-dir={self.directory / 'state'}",
+        python = [
+            "-m", "fabric.daemon.main", f"--store=sqlite://{self.store}", "--iface=eth0",
+            f"--run-dir={self.run_dir}", f"--state-dir={self.directory / 'state'}",
             f"--cni-data-dir={self.directory / 'data'}",
             f"--subnet-file={self.subnet_file}", f"--net-config-path={self.config}", "--log-format=json", *words,
         ]  # fmt: skip
+        command = ["ip", "netns", "exec", self.netns, *self.python(python)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
@@ -120,7 +122,9 @@ class TestNode:
         return [item["ifname"] for item in json.loads(ip("-j", "-n", self.netns, "link"))]
 
     def routes(self) -> list[str]:
-        return [item["dst"] for item in json.loads(ip("-j", "-n", self.netns, "route", "show", "proto", "112"))]
+        """Those of the daemon's that lead somewhere."""
+        found = json.loads(ip("-j", "-n", self.netns, "route", "show", "proto", "112"))
+        return [item["dst"] for item in found if item.get("type") != "unreachable"]
 
 
 def connect(left: TestNode, right: TestNode) -> None:

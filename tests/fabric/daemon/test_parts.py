@@ -14,6 +14,7 @@ import pytest
 
 from fabric.daemon import logs, prerequisites, systemd
 from fabric.daemon.control import MAX_FDS, MAX_LINE, ControlServer, Descriptors
+from fabric.daemon.main import main
 from fabric.daemon.run_dir import RunDir
 from fabric.daemon.supervisor import Supervisor
 from fabric.errors import FabricError, StartError
@@ -251,6 +252,17 @@ def test_notify(listener: socket.socket, tmp_path: Path, monkeypatch: pytest.Mon
     for bad in ("", "relative", str(tmp_path / "nobody")):
         monkeypatch.setenv("NOTIFY_SOCKET", bad)
         systemd.notify("READY=1")
+
+
+def test_a_refused_start_is_held_back_under_a_service_manager_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(systemd, "sleep", slept.append)
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    assert main(["--run-dir"]) == 2
+    monkeypatch.setenv("NOTIFY_SOCKET", "/nobody")
+    assert main(["--run-dir"]) == 2
+    assert main(["--version"]) == 0
+    assert slept == [systemd.HOLD_BACK]
 
 
 def test_privilege(tmp_path: Path) -> None:

@@ -1,0 +1,115 @@
+"""What pods notice when the unit's process is killed, restarted, or stopped and started: nothing that a pause does not.
+
+The daemon may not enter pods (no CAP_SYS_ADMIN): it gets their queues back from systemd's store of descriptors, and
+after a stop, when the store is empty, from the step of the unit that root does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.fabric.daemon.nodes import ip
+from tests.scenarios import inside
+from tests.scenarios.waiting import wait_for
+from tests.systemd.booted import Booted
+from tests.systemd.cluster import Pod, add_pod, client
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture(scope="module")
+def pods(booted: Booted) -> Iterator[tuple[Pod, Pod]]:
+    """Two pods on the node, made as the plugin makes them."""
+    made: list[Pod] = []
+    try:
+        with client(booted) as daemon:
+            subnet = daemon.ask("status")["subnets"][0].rpartition(".")[0]
+        for number in (8, 9):
+            pod = Pod(f"fabtest-sp{os.getpid()}-{number}", f"{subnet}.{number}")
+            made.append(pod)
+            add_pod(booted, pod)
+        yield made[0], made[1]
+    finally:
+        for pod in made:
+            subprocess.run(["ip", "netns", "delete", pod.netns], check=False)
+
+
+def connected(one: Pod, other: Pod) -> tuple[socket.socket, socket.socket]:
+    with inside.listen(other.netns, other.address) as listener:
+        near = inside.connect(one.netns, other.address, listener.getsockname()[1])
+        far, _ = listener.accept()
+    near.settimeout(15)
+    far.settimeout(15)
+    return near, far
+
+
+def kill(booted: Booted) -> None:
+    before = booted.main_pid()
+    os.kill(before, signal.SIGKILL)
+    wait_for(lambda: booted.main_pid() not in (0, before) and running(booted), "the next start")
+
+
+def running(booted: Booted) -> bool:
+    return booted.show("SubState")["SubState"] == "running"
+
+
+def restart(booted: Booted) -> None:
+    booted.systemctl("restart", "fabricd.service")
+
+
+def stop_and_start(booted: Booted) -> None:
+    booted.systemctl("stop", "fabricd.service")
+    booted.systemctl("start", "fabricd.service")
+
+
+@pytest.mark.parametrize("how", [kill, restart, stop_and_start])
+def test_connections_go_on(booted: Booted, pods: tuple[Pod, Pod], how: object) -> None:
+    near, far = connected(*pods)
+    with near, far:
+        near.sendall(b"before")
+        assert far.recv(100) == b"before"
+        assert callable(how)
+        how(booted)
+        near.sendall(b"after")
+        assert far.recv(100) == b"after"
+    with client(booted) as daemon:
+        assert [item["problem"] for item in daemon.ask("endpoint.list")] == ["", ""]
+        assert daemon.ask("status")["kernel"]["problems"] == []
+
+
+@pytest.mark.parametrize("how", [kill, restart])
+def test_what_is_sent_meanwhile_arrives(booted: Booted, pods: tuple[Pod, Pod], how: object) -> None:
+    """It waits in the pod's queue and in the underlay's socket, which outlive the process; the node port, too."""
+    one, other = pods
+    link = json.loads(booted.run("ip", "-j", "link", "show", "flannel.1"))[0]["ifindex"]
+    with inside.open_udp(other.netns, other.address) as sink, inside.open_udp(one.netns, one.address) as out:
+        os.kill(booted.main_pid(), signal.SIGSTOP)
+        for number in range(300):
+            out.sendto(number.to_bytes(2, "big"), sink.getsockname())
+        assert callable(how)
+        if how is restart:
+            os.kill(booted.main_pid(), signal.SIGCONT)
+        how(booted)
+        assert [int.from_bytes(sink.recv(10), "big") for _ in range(300)] == list(range(300))
+    assert json.loads(booted.run("ip", "-j", "link", "show", "flannel.1"))[0]["ifindex"] == link
+
+
+def test_a_pod_that_went_meanwhile_is_dropped(booted: Booted, pods: tuple[Pod, Pod]) -> None:
+    """Its queue is in the store, but its device is gone; another of the same name starts anew."""
+    booted.systemctl("stop", "fabricd.service")
+    ip("netns", "delete", pods[1].netns)
+    booted.systemctl("start", "fabricd.service")
+    with client(booted) as daemon:
+        assert [item["name"] for item in daemon.ask("endpoint.list")] == [pods[0].netns]
+    add_pod(booted, pods[1])
+    kill(booted)
+    with client(booted) as daemon:
+        assert [item["problem"] for item in daemon.ask("endpoint.list")] == ["", ""]
+    assert "is dropped: its namespace" in booted.log()
