@@ -13,8 +13,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 
 from fabric.policy.pool import Pool
-from fabric.policy.ranges import Range
-from fabric.policy.sets import LAST
+from fabric.policy.ranges import Range, subtract
+from fabric.policy.sets import ALL_ADDRESSES, LAST
 
 Sets = tuple[int, ...]
 Stages = tuple[int, int, int, int]
@@ -28,35 +28,56 @@ MANY = 256
 
 
 class Layer:
-    def __init__(self, spread: Mapping[int, Iterable[Range]], family: int) -> None:
-        changes: dict[int, list[int]] = {0: []}
-        for number, ranges in spread.items():
-            for first, last in ranges:
-                changes.setdefault(first, []).append(number)
-                if last < LAST[family]:
-                    changes.setdefault(last + 1, []).append(~number)
-        self.family = family
-        self.starts: list[int] = []
-        self.sets: list[Sets] = []
-        active = {0}
-        for start in sorted(changes):
-            for number in sorted(changes[start]):  # leaving (negative) before entering
-                if number < 0:
-                    active.discard(~number)
-                else:
-                    active.add(number)
-            self.starts.append(start)
-            self.sets.append(tuple(sorted(active)))
+    """Disjoint intervals of a family's addresses, each from its start to the next one's, with the sets it lies in.
+
+    `changed` and `gone` are the starts whose interval is new or in other sets, and that are none any more, since both
+    were cleared.
+    """
+
+    def __init__(self, family: int) -> None:
+        self.last = LAST[family]
+        self.starts = [0]
+        self.sets: dict[int, Sets] = {0: (ALL_ADDRESSES,)}
+        self.changed = {0}
+        self.gone: set[int] = set()
 
     def at(self, address: int) -> Sets:
-        return self.sets[bisect_right(self.starts, address) - 1]
+        return self.sets[self.starts[bisect_right(self.starts, address) - 1]]
 
-    def differences(self, other: Layer) -> Iterator[Range]:
-        """Where the two say something else."""
-        bounds = sorted({*self.starts, *other.starts})
-        for start, following in zip(bounds, [*bounds[1:], LAST[self.family] + 1], strict=True):
-            if self.at(start) != other.at(start):
-                yield start, following - 1
+    def change(self, number: int, before: Iterable[Range], after: Iterable[Range]) -> list[Range]:
+        """A set has other ranges than before; where it lies now and did not, or did and does not."""
+        before, after = list(before), list(after)
+        left, entered = subtract(before, after), subtract(after, before)
+        bounds = [bound for first, last in (*left, *entered) for bound in (first, last + 1) if bound <= self.last]
+        for bound in bounds:
+            self._cut(bound)
+        for ranges, enters in ((left, False), (entered, True)):
+            for first, last in ranges:
+                for start in self.starts[bisect_left(self.starts, first) : bisect_right(self.starts, last)]:
+                    others = [n for n in self.sets[start] if n != number]
+                    self.sets[start] = tuple(sorted([*others, number])) if enters else tuple(others)
+                    self.changed.add(start)
+        for bound in bounds:
+            self._heal(bound)
+        return left + entered
+
+    def _cut(self, address: int) -> None:
+        if address not in self.sets:
+            at = bisect_right(self.starts, address)
+            self.sets[address] = self.sets[self.starts[at - 1]]
+            self.starts.insert(at, address)
+            self.changed.add(address)
+            self.gone.discard(address)
+
+    def _heal(self, address: int) -> None:
+        """Join two intervals that are in the same sets."""
+        if address not in self.sets or not address:
+            return
+        at = bisect_left(self.starts, address)
+        if self.sets[address] == self.sets[self.starts[at - 1]]:
+            del self.starts[at], self.sets[address]
+            self.changed.discard(address)
+            self.gone.add(address)
 
 
 class Entries:
@@ -95,7 +116,9 @@ class Entries:
 
 
 class Points:
-    """The addresses of one family that have entries of their own, ascending, in columns as the judge reads them."""
+    """Addresses of one family with their entries' slots, ascending, in columns as the judge reads them: single ones, or
+    the starts of intervals.
+    """
 
     def __init__(self, family: int) -> None:
         self.family = family

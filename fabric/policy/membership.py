@@ -2,7 +2,7 @@
 
 Everything is asked of groups (`groups`). Policies, sets and groups that name a namespace meet only those of it. What
 has changed is told in `restaged` (groups whose tiers may be others now), `regrouped` (groups that are in other sets)
-and `respread` (some ranges are others).
+and `respread` (sets that have other ranges).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Membership:
         self.net_sets: list[NetSet] = []
         self.restaged: set[GroupKey] = set()
         self.regrouped: set[GroupKey] = set()
-        self.respread = False
+        self.respread: set[int] = set()
         self._subjects: dict[str, Identity] = {}
         self._subject_buckets: Buckets[str] = Buckets()
         self._fresh: set[str] = set()
@@ -155,7 +155,7 @@ class Membership:
             self.regrouped.add(key)
         self._ranged.pop(number, None)
         if self.spreads.pop(number, None) is not None:
-            self.respread = True
+            self.respread.add(number)
 
     def _sort_in(self, number: int) -> None:
         peer = self.sets.peers[number]
@@ -178,7 +178,8 @@ class Membership:
         for number, peer in self._ranged.items():
             if number not in self.spreads or (moved and depends_on_pods(peer)):
                 found = spread(peer, self._identified, self._node_ranges)
-                self.respread = self.respread or self.spreads.get(number) != found
+                if self.spreads.get(number) != found:
+                    self.respread.add(number)
                 self.spreads[number] = found
         self._spread_version = self.population.version
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass
 
-from fabric.policy.addresses import NO_STAGES, Entries, Layer, Points, Stages, starts_columns
+from fabric.policy.addresses import NO_STAGES, Entries, Layer, Points, Stages
 from fabric.policy.endpoints import Endpoints, Sequence
 from fabric.policy.errors import PolicyError
 from fabric.policy.groups import Group, GroupKey
@@ -13,6 +13,7 @@ from fabric.policy.judge import PolicySnapshot, Stage
 from fabric.policy.pool import Pool
 from fabric.policy.population import Place, PodKey, Population
 from fabric.policy.rules import POLICY_EGRESS, POLICY_INGRESS
+from fabric.policy.sets import Spread
 
 FAMILIES = (4, 6)
 MAX_SET_WORDS = 8_000_000
@@ -115,13 +116,14 @@ class Table:
         self.stages.clear()
         self.entries = Entries()
         self.points = {family: Points(family) for family in FAMILIES}
-        self.layers = {family: Layer({}, family) for family in FAMILIES}
-        self.layer_slots: dict[int, list[int]] = {family: [] for family in FAMILIES}
+        self.layers = {family: Layer(family) for family in FAMILIES}
+        self.starts = {family: Points(family) for family in FAMILIES}
+        self.laid: dict[int, Spread] = {}
         self.packed: tuple[bytes, ...] = ()
         claims, membership = self.population.claims, self.endpoints.membership
         claims.touched.update(claims.pods, claims.nodes)
         membership.restaged.update(self.population.groups)
-        membership.respread = True
+        membership.respread.update(membership.spreads)
 
     def snapshot(self, number: int) -> PolicySnapshot:
         """Raises PolicyError where a limit is passed."""
@@ -163,24 +165,34 @@ class Table:
         return {place for key in changed if key in groups for place in places(population, groups[key])}
 
     def _lay(self) -> set[Place]:
-        """New layers where ranges are others, and the points that stand where they differ."""
+        """Take over sets that have other ranges; the points that are in others for that."""
         membership = self.endpoints.membership
-        if not membership.respread:
-            return set()
         touched: set[Place] = set()
+        for number in membership.respread:
+            before, after = self.laid.pop(number, {}), membership.spreads.get(number, {})
+            for family in FAMILIES:
+                ranges = self.layers[family].change(number, before.get(family, ()), after.get(family, ()))
+                touched.update((family, address) for address in self.points[family].within(ranges))
+            if after:
+                self.laid[number] = after
+        membership.respread.clear()
         for family in FAMILIES:
-            layer = Layer({n: found[family] for n, found in membership.spreads.items() if family in found}, family)
-            ranges = layer.differences(self.layers[family])
-            touched.update((family, address) for address in self.points[family].within(ranges))
-            for slot in self.layer_slots[family]:
-                self.entries.remove(slot)
-            self.layer_slots[family] = [self.entries.add() for _ in layer.starts]
-            for slot, sets in zip(self.layer_slots[family], layer.sets, strict=True):
-                self.entries.write(slot, sets)
-            self.layers[family] = layer
-        membership.respread = False
-        self.packed = ()
+            self._write_layer(self.layers[family], self.starts[family])
         return touched
+
+    def _write_layer(self, layer: Layer, starts: Points) -> None:
+        if not layer.changed and not layer.gone:
+            return
+        known = [start for start in layer.gone if start in starts.slots]
+        for start in known:
+            self.entries.remove(starts.slots[start])
+        added = {start: self.entries.add() for start in layer.changed if start not in starts.slots}
+        starts.put(added, known)
+        for start in layer.changed:
+            self.entries.write(starts.slots[start], layer.sets[start])
+        layer.changed.clear()
+        layer.gone.clear()
+        self.packed = ()
 
     def _write(self, touched: set[Place]) -> None:
         """Entries of these addresses: of the pod that has it, or the node."""
@@ -215,12 +227,9 @@ class Table:
 
     def _pack(self) -> tuple[bytes, ...]:
         """What `PolicySnapshot` takes: the layer, entries and their sets, the points."""
-        layer: list[bytes] = []
-        for family in FAMILIES:
-            columns = starts_columns(family, self.layers[family].starts)
-            layer += [*(column.tobytes() for column in columns), array("I", self.layer_slots[family]).tobytes()]
         sets = self.entries.sets.items
         assert isinstance(sets, array)
+        layer = [*self.starts[4].pack(), *self.starts[6].pack()]
         points = [*self.points[4].pack(), *self.points[6].pack()]
         return (*layer, self.entries.words.tobytes(), sets.tobytes(), *points)
 

@@ -25,7 +25,7 @@ def pods() -> dict[str, Pod]:
     found = {}
     for row, (letter, house) in enumerate(suite.HOUSES.items()):
         for i in (0, 1):
-            at = (IPv4Address(f"10.244.{i + 1}.{row + 1}"), IPv6Address(f"2001:db8:{i + 1}::{row + 1}"))
+            at = (IPv4Address(f"10.244.{i + 1}.{10 + row}"), IPv6Address(f"2001:db8:42:{i + 1}::{10 + row:x}"))
             host = letter == "f"
             addresses = NODES[i].addresses if host else at
             labels, home = {suite.HOUSE: house}, suite.PREFIX + house
