@@ -17,6 +17,7 @@ from typing import Protocol, TypeVar
 
 from fabric.daemon.saver import Saver
 from fabric.errors import DataplaneError
+from fabric.forward.policies import Denied
 from fabric.model import Address, Network
 from fabric.policing import last_good, objects
 from fabric.policing.compiler import Compiler, Known, Outcome
@@ -46,6 +47,9 @@ class PolicyDataplane(Protocol):
 
     def flows(self, cursor: int, limit: int) -> tuple[list[dict[str, object]], int | None]:
         """A page of the tracked connections, and where the next one begins, None at the end. Raises DataplaneError."""
+
+    def denied(self) -> list[Denied]:
+        """The last flows that policy has refused, a sample."""
 
     def rule_hits(self) -> Mapping[str, int]:
         """How many flows each rule has decided, by the rule's description."""

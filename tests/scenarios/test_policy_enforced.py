@@ -109,6 +109,8 @@ def test_a_service_is_judged_by_where_it_leads(policed: PolicyLab, backend: str,
             assert out.recv(100) == b"answer"
         policed.write("web.yaml", isolate(CLIENT, egress=[{"to": peer(backend), "ports": [{"port": 1}]}]))
         refused(policed, "node1", "policy_egress", to)
+        denied = lab.control("node1", "policy.denied")[-1]
+        assert (denied["direction"], denied["destination"], denied["ports"][1]) == ("egress", *end)
         policed.write("web.yaml", isolate(backend, ingress=[{"from": peer("node2-pod2")}]))
         refused(policed, "node1" if backend == LOCAL else "node2", "policy_ingress", to)
         policed.remove("web.yaml")
