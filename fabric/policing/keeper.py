@@ -13,11 +13,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from fabric.daemon.saver import Saver
 from fabric.errors import DataplaneError
-from fabric.forward.policies import Denied
 from fabric.model import Address, Network
 from fabric.policing import last_good, objects
 from fabric.policing.compiler import Compiler, Known, Outcome
@@ -27,6 +26,9 @@ from fabric.policing.hits import RuleInForce, Rules
 from fabric.policing.source import PolicySource
 from fabric.policing.world import World
 from fabric.policy import PolicySnapshot
+
+if TYPE_CHECKING:
+    from fabric.forward.policies import Denied
 
 Answer = TypeVar("Answer")
 log = logging.getLogger("fabric.policy")
