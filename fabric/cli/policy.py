@@ -182,6 +182,23 @@ def hits(run_dir: str, as_json: bool, every: bool) -> None:
     tables.print_hits([item for item in found if every or item["hits"]])
 
 
+@policy.command()
+@_run_dir
+@_as_json
+def denied(run_dir: str, as_json: bool) -> None:
+    """The last flows that policy has refused on this node, the newest last.
+
+    A sample: at most 32 a second of each thread, the last 256 in all. Without a rule it says why none was asked.
+    """
+    found: Sequence[Mapping[str, Any]] = _ask(run_dir, "policy.denied")
+    if as_json:
+        _print_json(found)
+        return
+    from fabric.cli import tables
+
+    tables.print_denied(found)
+
+
 def _waits(done: Mapping[str, Any]) -> str:
     return "" if done["in_force"] else " (not in force yet: see fabricctl policy list)"
 

@@ -195,6 +195,20 @@ def _named(address: str, pod: str) -> str:
     return f"{address} ({pod})" if pod else address
 
 
+def print_denied(result: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
+    """One row per flow."""
+    table = grid("PROTOCOL", "FROM", "TO", "PORT", "DENIED BY", "WHERE")
+    for item in result:
+        first, second = item["ports"]
+        port = f"type {first}" if item["protocol"].startswith("ICMP") else str(second)
+        direction = f"{item['direction']}: " if item["direction"] else ""
+        table.add_row(
+            item["protocol"], text(item["source"]), text(item["destination"]), port, text(direction + item["rule"]),
+            text(item["place"] or "-"),
+        )  # fmt: skip
+    (console or Console()).print(table)
+
+
 def print_hits(result: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
     """One row per rule."""
     table = grid("RULE", "WHERE")

@@ -351,8 +351,8 @@ class Dataplane:
         return self._policies.rule_hits()
 
     def denied(self) -> list[Denied]:
-        """Flows that policy has refused since the last call: a sample, at most the last 128 of each thread."""
-        return self._policies.describe(record for worker in self._workers for record in worker.denied())
+        """The last flows that policy has refused, a sample: at most 32 a second of a thread, 256 in all."""
+        return self._policies.denied(record for worker in self._workers for record in worker.denied())
 
     def beats(self) -> dict[str, int]:
         """Wake every thread; a number for each that has changed by the next call unless the thread hangs."""

@@ -121,14 +121,17 @@ def watch_sockets(s):
 
 
 def ingress_run(s):
-    """Thread body: until `stop` is set. Needs no GIL."""
+    """Thread body: until `stop` is set. Needs no GIL.
+
+    Only a turn announces a generation, and ends idle: once the sockets are given away the lane is the egress thread's
+    to announce with, and an "idle" of ours would let the generation that it uses be freed.
+    """
     events = cython.declare(epoll_event[8])
     count: cython.int
     i: cython.int
     token: uint64_t
     watch_wake(s)
     while not atomic_load(cython.address(s.lane.shared.stop), ORDERED):
-        lane_idle(cython.address(s.lane))
         if atomic_load(cython.address(s.lane.shared.joint), ORDERED):
             park(s)
             continue
@@ -140,7 +143,6 @@ def ingress_run(s):
             if events[i].data.u32 == WAKE:
                 read(s.lane.wake, cython.address(token), 8)
         offer(s, ingress_turn(s))
-    lane_idle(cython.address(s.lane))
 
 
 def ingress_turn(s):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
@@ -15,6 +16,8 @@ from fabric.policy import PolicySnapshot
 DIRECTIONS = {DropReason.POLICY_EGRESS: "egress", DropReason.POLICY_INGRESS: "ingress"}
 UNKNOWN = "unknown rule"
 """What the policy snapshot calls a rule that is long gone."""
+RECENT = 256
+"""Denied flows that are remembered."""
 RawDenial = tuple[int, int | None, int, int, int, int, int, int]
 
 
@@ -41,6 +44,7 @@ class Policies:
         self.settings = settings
         self.snapshot: PolicySnapshot | None = None
         self.hits = RuleHits()
+        self._recent: deque[RawDenial] = deque(maxlen=RECENT)
         self._enforcement: Enforcement | None = None
         self._ports_version = 0
         self._number = 0
@@ -90,9 +94,10 @@ class Policies:
                     found[name] = found.get(name, 0) + count
         return found
 
-    def describe(self, records: Iterable[RawDenial]) -> list[Denied]:
-        """The records of `Worker.denied` for people."""
-        return [self._describe(*record) for record in records]
+    def denied(self, records: Iterable[RawDenial]) -> list[Denied]:
+        """The last RECENT of all records of `Worker.denied`, with these at the end, for people."""
+        self._recent.extend(records)
+        return [self._describe(*record) for record in self._recent]
 
     def _describe(
         self, reason: int, rule: int | None, family: int, src: int, dst: int, protocol: int, first: int, second: int

@@ -119,24 +119,8 @@ def is_unknown(
     if not is_pod(route, own):
         return False
     entry: cython.pointer(cython.const[PolicyEntry]) = find_entry(g.rules.tables, family, high, low)
-    if entry.is_node:
-        # Behind the node port an address of the lease may be the host's, such as a bridge's.
-        return route & POSITION_MASK != 0
-    if not entry.owner:
-        return True
-    node: uint32_t = own_node(g)
-    return node != 0 and entry.node != node
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def own_node(g: cython.pointer(cython.const[Generation])) -> uint32_t:
-    """The policy's number of this node, by an address of it; 0 where the policy has none."""
-    entry: cython.pointer(cython.const[PolicyEntry]) = find_entry(g.rules.tables, 4, 0, g.underlay4)
-    if not entry.is_node:
-        entry = find_entry(g.rules.tables, 6, g.underlay_high6, g.underlay_low6)
-    return entry.node if entry.is_node else 0
+    # Behind the node port an address of the lease may be the host's, such as a bridge's.
+    return not entry.local and not (entry.is_node and route & POSITION_MASK == 0)
 
 
 def gate(g, q, entry, settled):

@@ -7,9 +7,11 @@ from ipaddress import ip_address
 from typing import Any
 
 from fabric.errors import FabricError
+from fabric.forward.policies import Denied
 from fabric.model import Network
 from fabric.policing import objects
 from fabric.policing.compiler import Known, Outcome
+from fabric.policing.diff import NAMES
 from fabric.policing.documents import Given
 from fabric.policing.hits import RuleInForce
 from fabric.policy import Pod, PolicySnapshot, explain
@@ -141,6 +143,19 @@ class _Places:
         words = (rule or "").split(" ")
         given = self._by_title.get(" ".join(words[:2]))
         return given.place(words[2] if len(words) > 2 else "") if given else ""
+
+
+def denied(flows: Sequence[Denied], rules: Sequence[RuleInForce]) -> list[dict[str, Any]]:
+    """One item for each denied flow, the newest last; `ports` of ICMP are its type and code."""
+    places = {rule.description: rule.place for rule in rules}
+    return [
+        {
+            "protocol": NAMES.get(flow.protocol, str(flow.protocol)), "source": str(flow.src),
+            "destination": str(flow.dst), "ports": list(flow.ports), "direction": flow.direction, "rule": flow.rule,
+            "place": places.get(flow.rule, ""),
+        }
+        for flow in flows
+    ]  # fmt: skip
 
 
 def hits(counts: Mapping[str, int], rules: Sequence[RuleInForce]) -> list[dict[str, Any]]:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from fabric.policing.keeper import PolicyKeeper
 
 log = logging.getLogger("fabric.policy")
-METHODS = ("policy.list", "policy.explain", "policy.diff", "policy.hits", "policy.apply", "policy.delete")
+METHODS = ("policy.list", "policy.explain", "policy.diff", "policy.hits", "policy.denied", "policy.apply",
+           "policy.delete")  # fmt: skip
 ADD_SECONDS = 1.0
 """How long an ADD waits until the new pod's policy is in force; the pod is closed until then."""
 

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from fabric.daemon.saver import Saver
 from fabric.errors import DataplaneError
@@ -26,6 +26,9 @@ from fabric.policing.hits import RuleInForce, Rules
 from fabric.policing.source import PolicySource
 from fabric.policing.world import World
 from fabric.policy import PolicySnapshot
+
+if TYPE_CHECKING:
+    from fabric.forward.policies import Denied
 
 Answer = TypeVar("Answer")
 log = logging.getLogger("fabric.policy")
@@ -46,6 +49,9 @@ class PolicyDataplane(Protocol):
 
     def flows(self, cursor: int, limit: int) -> tuple[list[dict[str, object]], int | None]:
         """A page of the tracked connections, and where the next one begins, None at the end. Raises DataplaneError."""
+
+    def denied(self) -> list[Denied]:
+        """The last flows that policy has refused, a sample."""
 
     def rule_hits(self) -> Mapping[str, int]:
         """How many flows each rule has decided, by the rule's description."""

@@ -78,6 +78,11 @@ def hits(keeper: PolicyKeeper, params: Mapping[str, Any]) -> list[dict[str, Any]
     return answers.hits(keeper.dataplane().rule_hits(), keeper.rules())
 
 
+def denied(keeper: PolicyKeeper, params: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The last flows that policy has refused, a sample."""
+    return answers.denied(keeper.dataplane().denied(), keeper.rules())
+
+
 async def apply(keeper: PolicyKeeper, params: Mapping[str, Any]) -> dict[str, Any]:
     """`object`: written into the source, then waited for."""
     value = params.get("object")
@@ -149,6 +154,7 @@ METHODS = {
     "policy.explain": explain,
     "policy.diff": diff,
     "policy.hits": hits,
+    "policy.denied": denied,
     "policy.apply": apply,
     "policy.delete": delete,
 }

@@ -18,11 +18,11 @@ from fabric.policy.sets import ALL_ADDRESSES, LAST
 
 Sets = tuple[int, ...]
 Stages = tuple[int, int, int, int]
-Who = tuple[int, int, int]
+Who = tuple[int, int, int, int]
 LOW_64 = (1 << 64) - 1
-ENTRY_WORDS = 9
+ENTRY_WORDS = 10
 NO_STAGES: Stages = (0, 0, 0, 0)
-NOBODY: Who = (0, 0, 0)
+NOBODY: Who = (0, 0, 0, 0)
 MANY = 256
 """So many new points are sorted in at once; fewer one by one."""
 
@@ -99,7 +99,7 @@ class Entries:
 
     def write(self, slot: int, sets: Sets, stages: Stages = NO_STAGES, who: Who = NOBODY) -> None:
         """`stages`: (first ingress, first egress, count ingress, count egress); `who`: (pod, node, is a node's
-        address).
+        address, is a local pod's).
         """
         at = self.sets.take(sets)
         if self._of[slot]:

@@ -55,6 +55,7 @@ cdef struct PolicyEntry:
     uint32_t owner               # number of the pod, 0: none
     uint32_t node                # number of the node: of the pod, or whose address it is; 0: unknown
     uint32_t is_node
+    uint32_t local               # it is that of a pod whose own rules were compiled, if any select it
 
 cdef struct PolicyTables:
     FibTable addresses           # intervals of all addresses; value: position in entries

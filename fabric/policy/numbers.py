@@ -28,8 +28,9 @@ class Numbers:
         self.old.append(base)
         if len(self.old) > 1_000:
             gone = self.old.pop(0)
+            # Another list: one thread compiles while another describes.
+            self.bases = [base for base in self.bases if base != gone]
             del self.owners[gone]
-            self.bases.remove(gone)
 
     def default(self, tier: str, direction: int) -> int:
         """The number of the end of a tier, where what no rule matched is denied."""
@@ -39,9 +40,10 @@ class Numbers:
         return self.defaults[key]
 
     def describe(self, number: int) -> str:
-        at = bisect_right(self.bases, number) - 1
-        owner = self.owners[self.bases[at]] if at >= 0 else "unknown rule"
-        offset = number - self.bases[at] if at >= 0 else 0
+        bases = self.bases
+        at = bisect_right(bases, number) - 1
+        owner = self.owners.get(bases[at], "unknown rule") if at >= 0 else "unknown rule"
+        offset = number - bases[at] if at >= 0 else 0
         if isinstance(owner, str):
             return owner if offset == 0 else "unknown rule"
         for rules in owner.rules:

@@ -213,7 +213,7 @@ class Table:
             if pod is not None:
                 self._write_pod(slot, place, pod)
             else:
-                who = (0, self.population.node_number(node or ""), 1)
+                who = (0, self.population.node_number(node or ""), 1, 0)
                 self.entries.write(slot, self.layers[family].at(address), who=who)
         for family in FAMILIES:
             self.points[family].put(added[family], removed[family])
@@ -222,8 +222,10 @@ class Table:
         population = self.population
         pod, group = population.pods[key], population.group_of[key]
         sets = tuple(sorted(group.sets.union(self.layers[place[0]].at(place[1]))))
-        stages = self.stages.of(group.key, place) if population.local(pod) else NO_STAGES
-        self.entries.write(slot, sets, stages, (population.owners[key], population.node_number(pod.node), 0))
+        local = population.local(pod)
+        stages = self.stages.of(group.key, place) if local else NO_STAGES
+        who = (population.owners[key], population.node_number(pod.node), 0, int(local))
+        self.entries.write(slot, sets, stages, who)
 
     def _pack(self) -> tuple[bytes, ...]:
         """What `PolicySnapshot` takes: the layer, entries and their sets, the points."""

@@ -173,6 +173,17 @@ def test_diff(daemon: Daemon, tmp_path: Path) -> None:
     assert [item["params"] for item in daemon.asked] == [{"objects": [{"kind": "A"}]}, {}]
 
 
+def test_denied(daemon: Daemon) -> None:
+    flow = {"protocol": "TCP", "source": "198.51.100.7", "destination": "10.244.1.5", "ports": [4000, 80],
+            "direction": "ingress", "rule": RULE, "place": "web.yaml:7"}  # fmt: skip
+    echo = {**flow, "protocol": "ICMP", "ports": [8, 0], "direction": "", "rule": "policy_unknown_pod", "place": ""}
+    daemon.answers["policy.denied"] = [flow, echo]
+    shown = daemon.run("denied").stdout
+    for word in ("198.51.100.7", "10.244.1.5", "80", f"ingress: {RULE}", "web.yaml:7", "type 8", "policy_unknown_pod"):
+        assert word in shown
+    assert json.loads(daemon.run("denied", "--json").stdout) == [flow, echo]
+
+
 def test_hits(daemon: Daemon) -> None:
     unused = {"rule": "NetworkPolicy shop/unused spec.ingress[0]", "hits": 0, "place": ""}
     daemon.answers["policy.hits"] = [{"rule": RULE, "hits": 12345, "place": "web.yaml:7"}, unused]

@@ -127,7 +127,7 @@ def test_what_rules_have_done_is_told_by_name(build: Callable[..., Node]) -> Non
     ends = ip_address(address("a", 4)), ip_address(address("b", 4))
     assert denied == Denied(4, *ends, 6, (4000, 53), "ingress", denied.rule)
     assert hits[denied.rule] == 1
-    assert node.plane.denied() == []
+    assert node.plane.denied() == [denied]
 
 
 @pytest.mark.root

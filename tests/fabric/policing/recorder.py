@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fabric.errors import DataplaneError
+from fabric.forward.policies import Denied
 from fabric.policing import objects
 from fabric.policing.documents import Given
 from fabric.policing.source import Content
@@ -21,6 +22,7 @@ class Recorder:
         self.snapshots: list[PolicySnapshot | None] = []
         self.fail: str = ""
         self.hits: dict[str, int] = {}
+        self.refused: list[Denied] = []
         self.live: list[dict[str, object]] = []
 
     @property
@@ -40,6 +42,9 @@ class Recorder:
 
     def rule_hits(self) -> Mapping[str, int]:
         return self.hits
+
+    def denied(self) -> list[Denied]:
+        return self.refused
 
 
 class RecordingDataplane(Recorder, FakeDataplane):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from fabric import flags
 from fabric.control_client import ControlClient, DaemonRefusedError
 from fabric.daemon.node import Node
 from fabric.errors import StartError
+from fabric.forward.policies import Denied
 from fabric.model import DataplaneSettings, Endpoint
 from fabric.store.memory import MemoryStore
 from tests.fabric.clock import Clock, eventually
@@ -198,6 +200,11 @@ def test_apply_list_explain_hits_delete(bench: PolicyBench) -> None:
         bench.dataplane.hits = {"NetworkPolicy shop/all spec.ingress[0]": 3}
         (counted,) = await bench.ask("policy.hits")
         assert (counted["place"], counted["hits"]) == ("networkpolicy-shop-all.yaml:9", 3)
+        ends = ip_address("198.51.100.1"), ip_address("10.244.1.5")
+        bench.dataplane.refused = [Denied(4, *ends, 6, (4000, 80), "ingress", counted["rule"])]
+        (denied,) = await bench.ask("policy.denied")
+        assert (denied["protocol"], denied["destination"], denied["ports"]) == ("TCP", "10.244.1.5", [4000, 80])
+        assert denied["place"] == counted["place"]
         assert bench.dataplane.last.allowed("198.51.100.1", "10.244.1.5", "TCP", 80)
         done = await bench.ask("policy.delete", kind="networkpolicy", namespace="shop", name="all")
         assert done["in_force"]
