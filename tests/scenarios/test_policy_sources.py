@@ -42,6 +42,15 @@ class PolicyLab:
         temporary.rename(self.policies / name)
         wait_for(lambda: all(self.snapshot(n) > b for n, b in zip(("node1", "node2"), before, strict=True)), "compiled")
 
+    def write_and_see(self, name: str, policy: str, value: Any) -> None:
+        """A file whose policy changes no snapshot: wait until node2 lists it."""
+        (self.policies / name).write_text(yaml.safe_dump(value))
+
+        def listed() -> bool:
+            return policy in [item["name"] for item in self.lab.control("node2", "policy.list")["objects"]]
+
+        wait_for(listed, "listed")
+
     def remove(self, name: str) -> None:
         before = [self.snapshot(node) for node in ("node1", "node2")]
         (self.policies / name).unlink()
@@ -145,6 +154,33 @@ def test_the_tool_explains_applies_and_counts(policed: PolicyLab) -> None:
     done = policed.ctl("node2", "delete", "NetworkPolicy", "applied")
     assert "removed from" in done.stdout, done.stderr
     assert policed.passes("node1-pod1", WEB)
+
+
+def test_diff_names_the_live_connection_that_a_policy_would_cut(policed: PolicyLab) -> None:
+    """And with the policy in force that connection, which was open before, is cut."""
+    source, target = policed.lab.pod("node1-pod1"), policed.lab.pod(WEB)
+    with (
+        inside.listen(target.netns, policed.ip(WEB)) as listener,
+        inside.connect(source.netns, policed.ip(WEB), listener.getsockname()[1]) as out,
+        listener.accept()[0] as into,
+    ):
+        staged = policy("staged")
+        staged["metadata"]["annotations"] = {"podfabric.io/staged": "true"}
+        policed.write_and_see("web.yaml", "staged", staged)
+        done = policed.ctl("node2", "diff", "--json")
+        assert done.returncode == 3, done.stderr
+        flows = json.loads(done.stdout)["shown"]
+        assert [(f["source_pod"], f["destination_pod"]) for f in flows if f["port"] == listener.getsockname()[1]] == [
+            ("default/node1-pod1", f"default/{WEB}")
+        ]
+        into.settimeout(PROBE_SECONDS)
+        out.sendall(b"still open")
+        assert into.recv(100) == b"still open"
+        policed.write("web.yaml", policy("web"))
+        out.sendall(b"cut")
+        with pytest.raises(TimeoutError):
+            into.recv(100)
+    policed.remove("web.yaml")
 
 
 def test_a_pod_is_alive_when_its_add_returns(policed: PolicyLab) -> None:
