@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from fabric.clock import steady
 from fabric.config import NetConf
@@ -19,6 +19,9 @@ from fabric.state_file import Remembered
 from fabric.store.base import Snapshot, Store
 from fabric.traffic.rules import TrafficState
 from tun.netns import NetnsIdentity, identify
+
+if TYPE_CHECKING:
+    from fabric.policy import PolicySnapshot
 
 
 class Ports(Protocol):
@@ -78,6 +81,12 @@ class Dataplane(Ports, Protocol):
 
     def counters(self) -> dict[str, int]:
         """Counters by flat name."""
+
+    def set_policy(self, snapshot: PolicySnapshot | None) -> None:
+        """Judge by `snapshot` from now on; None: nothing is known, and if policy is required pods stay closed."""
+
+    def rule_hits(self) -> Mapping[str, int]:
+        """How many flows each rule has decided, by the rule's description."""
 
     def flows(self, cursor: int, limit: int) -> tuple[list[dict[str, object]], int | None]:
         """A page of tracked connections, and where the next one begins, None at the end."""

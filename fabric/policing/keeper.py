@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from fabric.daemon.saver import Saver
 from fabric.errors import DataplaneError
+from fabric.metrics.latency import Latency
 from fabric.model import Address, Network
 from fabric.policing import last_good, objects
 from fabric.policing.compiler import Compiler, Known, Outcome
 from fabric.policing.documents import Given
-from fabric.policing.histogram import Histogram
 from fabric.policing.hits import RuleInForce, Rules
 from fabric.policing.source import PolicySource
 from fabric.policing.world import World
@@ -35,6 +35,8 @@ log = logging.getLogger("fabric.policy")
 BURST_SECONDS = 0.003
 MOST_PAUSE_SECONDS = 0.25
 RETRY_SECONDS = 1.0
+LATENCY_BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Seconds. 0.02, 0.15 and 0.5 are the targets of programming latency (R10)."""
 SAVE_SECONDS = 1.0
 SAVE_MANY_SECONDS = 30.0
 MANY_OBJECTS = 2_000
@@ -76,7 +78,7 @@ class PolicyKeeper:
     ) -> None:
         self.sources = sources
         self.services = services
-        self.latency = Histogram()
+        self.latency = Latency(LATENCY_BOUNDS)
         self.compilations = 0
         self.compile_seconds = 0.0
         self._world = world
@@ -226,7 +228,7 @@ class PolicyKeeper:
         if self.outcome.snapshot is not before or self._unset:
             self._hand_over()
             if since is not None and not self._unset:
-                self.latency.add(monotonic() - since)
+                self.latency.observe(monotonic() - since)
             small = len(self.outcome.accepted) < MANY_OBJECTS
             self._saver.soon(SAVE_SECONDS if small else SAVE_MANY_SECONDS)
         self._say()

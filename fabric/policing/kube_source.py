@@ -27,8 +27,16 @@ FIRST_SECONDS = 3.0
 class _Followed:
     """One kind: its table, its reflector, and what was last made of it."""
 
-    def __init__(self, api: Api, kind: ObjectKind, changed: Callable[[], None], timing: Timing | None) -> None:
+    def __init__(
+        self,
+        api: Api,
+        kind: ObjectKind,
+        changed: Callable[[], None],
+        lost: Callable[[], None],
+        timing: Timing | None,
+    ) -> None:
         self.kind = kind
+        self._lost = lost
         self.table = ObjectTable(kind.kind)
         self.reflector = Reflector(api, self.table, changed, self._heard, timing, kind, kind.optional)
         self.away = ""
@@ -38,6 +46,8 @@ class _Followed:
 
     def _heard(self, reason: str | None) -> None:
         self.away = reason or ""
+        if reason:
+            self._lost()
 
     def givens(self) -> dict[str, Given]:
         """By key; what has not changed is the same Given as before, so that nobody has to compare it."""
@@ -61,7 +71,8 @@ class KubePolicySource:
     def __init__(self, api: Api, timing: Timing | None = None) -> None:
         self.title = source_title(api)
         self.changed: Callable[[], None] = lambda: None
-        self._followed = [_Followed(api, kind, self._news, timing) for kind in KINDS]
+        self._decided = asyncio.Event()  # whether the API answers
+        self._followed = [_Followed(api, kind, self._news, self._decided.set, timing) for kind in KINDS]
         self._remembered: Content | None = None
         self._content: Content | None = None
         self._stale = True
@@ -90,11 +101,12 @@ class KubePolicySource:
         self._start()
         try:
             async with asyncio.timeout(FIRST_SECONDS):
-                await self._complete.wait()
+                await (self._decided if remembered else self._complete).wait()
         except TimeoutError:
-            if remembered:
-                log.warning("%s: going on with the policies of the last run", self.problem() or f"{self.title} is slow")
-                self._remembered = Content(remembered)
+            pass
+        if remembered and not self._complete.is_set():
+            log.warning("%s: going on with the policies of the last run", self.problem() or f"{self.title} is slow")
+            self._remembered = Content(remembered)
 
     async def run(self) -> None:
         self._start()
@@ -122,6 +134,7 @@ class KubePolicySource:
         self._stale = True
         if all(item.reflector.lists for item in self._followed):
             self._complete.set()
+            self._decided.set()
             self._remembered = None
             self.changed()
 

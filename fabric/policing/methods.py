@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any
 
 from fabric.errors import FabricError
+from fabric.metrics.latency import Distribution
 from fabric.policing import answers, objects
 from fabric.policing import diff as difference
 from fabric.policing.keeper import PolicyKeeper
@@ -30,9 +32,16 @@ def status(keeper: PolicyKeeper) -> dict[str, Any]:
         "refused": len(keeper.outcome.refused),
         "compilations": keeper.compilations,
         "compile_seconds": round(keeper.compile_seconds, 6),
-        "latency": keeper.latency.described(),
+        "latency": latency(keeper.latency.distribution()),
         "problems": keeper.problems(),
     }
+
+
+def latency(found: Distribution) -> dict[str, Any]:
+    """A histogram as Prometheus has it: how many were at most each bound (seconds), their number and sum."""
+    sums = list(accumulate(found.counts))
+    buckets = {f"{bound:g}": count for bound, count in zip(found.bounds, sums, strict=False)}
+    return {"buckets": buckets, "count": sums[-1], "sum": round(found.total, 6)}
 
 
 def listing(keeper: PolicyKeeper, params: Mapping[str, Any]) -> dict[str, Any]:

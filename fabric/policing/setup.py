@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from fabric.errors import StartError
 from fabric.policing import last_good
 from fabric.policing.documents import Given
-from fabric.policing.keeper import PolicyDataplane, PolicyKeeper
+from fabric.policing.keeper import PolicyKeeper
 from fabric.policing.source import PolicySource
 from fabric.policing.world import OwnNode, World, lease_addresses
 
@@ -24,8 +23,6 @@ log = logging.getLogger("fabric.policy")
 def make_keeper(node: Node) -> PolicyKeeper:
     """For a node that has its lease. Reads what an earlier run has left."""
     options = node.options
-    if not hasattr(node.forwarding.dataplane, "set_policy"):
-        raise StartError("the data path of this build enforces no policy: leave out its flags")
     name = node.cluster.own_lease.node or options.node_name
 
     def world(objects: Mapping[str, Given]) -> World:
@@ -39,10 +36,10 @@ def make_keeper(node: Node) -> PolicyKeeper:
             strict="kubernetes" in node.policy_sources,
         )
 
-    def dataplane() -> PolicyDataplane:
-        return cast(PolicyDataplane, node.forwarding.dataplane)
-
-    return PolicyKeeper(make_sources(node), name, world, dataplane, Path(options.state_dir), options.policy.services)
+    return PolicyKeeper(
+        make_sources(node), name, world, lambda: node.forwarding.dataplane, Path(options.state_dir),
+        options.policy.services,
+    )  # fmt: skip
 
 
 def make_sources(node: Node) -> list[PolicySource]:

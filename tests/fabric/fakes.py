@@ -17,6 +17,7 @@ from fabric.daemon.parts import Parts
 from fabric.daemon.sources import SqliteSource
 from fabric.errors import DataplaneError, FabricError
 from fabric.model import Address, DataplaneSettings, Encapsulation, Endpoint, ForwardingState, Network, RefusedPacket
+from fabric.policy import PolicySnapshot
 from fabric.store.base import Store
 from fabric.traffic.rules import TrafficState
 from routes.lookup import InterfaceAddress
@@ -47,6 +48,7 @@ class FakeDataplane:
         self.journal = journal
         self.settings = settings
         self.state: ForwardingState | None = None
+        self.policies: list[PolicySnapshot | None] = []
         self.ports: dict[str, Endpoint] = {}
         self.refusing: dict[str, DataplaneError] = {}
         self.lost: set[str] = set()
@@ -120,6 +122,13 @@ class FakeDataplane:
 
     def counters(self) -> dict[str, int]:
         return {"egress_packets": 7, "drop_no_route": 0}
+
+    def set_policy(self, snapshot: PolicySnapshot | None) -> None:
+        self.journal.step("set_policy")
+        self.policies.append(snapshot)
+
+    def rule_hits(self) -> dict[str, int]:
+        return {}
 
     def flows(self, cursor: int, limit: int) -> tuple[list[dict[str, object]], int | None]:
         return [{"protocol": 6, "place": place} for place in range(cursor, min(cursor + limit, 5))], None

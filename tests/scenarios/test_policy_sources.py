@@ -5,74 +5,21 @@ from __future__ import annotations
 import json
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from time import monotonic
-from typing import Any
 
 import pytest
 import yaml
 
-from fabric.lab import Lab, measure
+from fabric.lab import Lab
 from tests.scenarios import inside
+from tests.scenarios.policy_lab import PROBE_SECONDS, WEB, PolicyLab, policy
 from tests.scenarios.waiting import wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 PODS = ("node1-pod1", "node1-pod2", "node2-pod1", "node2-pod2")
-WEB = "node2-pod1"
-PROBE_SECONDS = 0.15
-
-
-class PolicyLab:
-    """The lab and its policy directory."""
-
-    def __init__(self, lab: Lab, policies: Path) -> None:
-        self.lab = lab
-        self.policies = policies
-
-    def write(self, name: str, *values: Any) -> None:
-        """A file by rename, then wait until both nodes judge by it."""
-        before = [self.snapshot(node) for node in ("node1", "node2")]
-        temporary = self.policies / ".new"
-        temporary.write_text(yaml.safe_dump_all(values))
-        temporary.rename(self.policies / name)
-        wait_for(lambda: all(self.snapshot(n) > b for n, b in zip(("node1", "node2"), before, strict=True)), "compiled")
-
-    def remove(self, name: str) -> None:
-        before = [self.snapshot(node) for node in ("node1", "node2")]
-        (self.policies / name).unlink()
-        wait_for(lambda: all(self.snapshot(n) > b for n, b in zip(("node1", "node2"), before, strict=True)), "compiled")
-
-    def snapshot(self, node: str) -> int:
-        return int(self.lab.control(node, "policy.list")["snapshot"])
-
-    def ip(self, name: str) -> str:
-        return measure.address(self.lab.pod(name), 4)
-
-    def passes(self, source: str, target: str, port: int = 7000) -> bool:
-        """Whether a datagram of a new flow arrives; `source` is a pod, or a node with its node port's address."""
-        place = self.lab.pod(source) if "pod" in source else self.lab.node(source)
-        with (
-            inside.open_udp(self.lab.pod(target).netns, self.ip(target), port) as receiver,
-            inside.open_socket(place.netns, socket.AF_INET, socket.SOCK_DGRAM) as sender,
-        ):
-            receiver.settimeout(PROBE_SECONDS)
-            for _ in range(2):  # the first may be the one that resolves the route
-                sender.sendto(b"probe", (self.ip(target), port))
-                try:
-                    return bool(receiver.recv(100) == b"probe")
-                except TimeoutError:
-                    continue
-            return False
-
-    def ctl(self, node: str, *words: str) -> subprocess.CompletedProcess[str]:
-        run_dir = self.lab.run_dir / node / "run"
-        argv = [sys.executable, "-m", "fabric.cli.main", "policy", *words, "--run-dir", str(run_dir)]
-        return subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -87,17 +34,6 @@ def policed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PolicyLab]:
         ]  # fmt: skip
         made.write("pods.yaml", *pods)
         yield made
-
-
-def policy(name: str, *sources: str, ports: tuple[int, ...] = ()) -> dict[str, Any]:
-    """Only these pods may come in to WEB, to these ports (none: all)."""
-    peers = [{"podSelector": {"matchLabels": {"pod": source}}} for source in sources]
-    rule = {"from": peers, "ports": [{"port": port, "protocol": "UDP"} for port in ports]} if peers else None
-    return {
-        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": name},
-        "spec": {"podSelector": {"matchLabels": {"pod": WEB}}, "policyTypes": ["Ingress"],
-                 "ingress": [rule] if rule else []},
-    }  # fmt: skip
 
 
 def test_without_policies_everything_passes(policed: PolicyLab) -> None:
@@ -147,6 +83,33 @@ def test_the_tool_explains_applies_and_counts(policed: PolicyLab) -> None:
     assert policed.passes("node1-pod1", WEB)
 
 
+def test_diff_names_the_live_connection_that_a_policy_would_cut(policed: PolicyLab) -> None:
+    """And with the policy in force that connection, which was open before, is cut."""
+    source, target = policed.lab.pod("node1-pod1"), policed.lab.pod(WEB)
+    with (
+        inside.listen(target.netns, policed.ip(WEB)) as listener,
+        inside.connect(source.netns, policed.ip(WEB), listener.getsockname()[1]) as out,
+        listener.accept()[0] as into,
+    ):
+        staged = policy("staged")
+        staged["metadata"]["annotations"] = {"podfabric.io/staged": "true"}
+        policed.write_and_see("web.yaml", "staged", staged)
+        done = policed.ctl("node2", "diff", "--json")
+        assert done.returncode == 3, done.stderr
+        flows = json.loads(done.stdout)["shown"]
+        assert [(f["source_pod"], f["destination_pod"]) for f in flows if f["port"] == listener.getsockname()[1]] == [
+            ("default/node1-pod1", f"default/{WEB}")
+        ]
+        into.settimeout(PROBE_SECONDS)
+        out.sendall(b"still open")
+        assert into.recv(100) == b"still open"
+        policed.write("web.yaml", policy("web"))
+        out.sendall(b"cut")
+        with pytest.raises(TimeoutError):
+            into.recv(100)
+    policed.remove("web.yaml")
+
+
 def test_a_pod_is_alive_when_its_add_returns(policed: PolicyLab) -> None:
     for _ in range(3):
         policed.lab.unplug("node1-pod2")
@@ -157,7 +120,7 @@ def test_a_pod_is_alive_when_its_add_returns(policed: PolicyLab) -> None:
 def test_a_restart_without_the_directory_keeps_the_policies(policed: PolicyLab) -> None:
     policed.write("web.yaml", policy("web"))
     away = policed.policies.with_name("away")
-    wait_for(lambda: "default/web" in _remembered(policed.lab, "node2"), "saved")
+    wait_for(lambda: "default/web" in policed.remembered("node2"), "saved")
     policed.policies.rename(away)
     try:
         policed.lab.restart_daemon("node2")
@@ -171,15 +134,10 @@ def test_a_restart_without_the_directory_keeps_the_policies(policed: PolicyLab) 
     assert policed.passes("node1-pod1", WEB)
 
 
-def _remembered(lab: Lab, node: str) -> str:
-    files = list((lab.run_dir / node).rglob("policy.json"))
-    return files[0].read_text() if files else ""
-
-
 def test_nothing_forbidden_arrives_through_changes_restarts_and_adds(policed: PolicyLab) -> None:
     """A datagram every millisecond to a pod that is closed for it (R14)."""
     policed.write("web.yaml", policy("web", "node2-pod2"))
-    wait_for(lambda: "default/web" in _remembered(policed.lab, "node2"), "saved")
+    wait_for(lambda: "default/web" in policed.remembered("node2"), "saved")
     web, text = policed.lab.pod(WEB), yaml.safe_dump(policy("web", "node2-pod2"))
     with inside.open_udp(web.netns, "0.0.0.0", 7100) as receiver, probing(policed, "node1-pod1", WEB, 7100) as sent:
         receiver.settimeout(0.0)
