@@ -134,7 +134,7 @@ def run() -> list[Row]:
 
 
 KINDS = ("none", "pod new", "pod gone", "policy", "policy new", "policy gone", "namespace")
-HEAD = "   pods policies    own  compile    memory    table  verdict   ms for one change: " + " ".join(
+HEAD = "   pods policies    own  compile    memory    table  verdict  ms for: " + " ".join(
     f"{kind:>11}" for kind in KINDS
 )
 
@@ -143,5 +143,5 @@ def line(row: Row) -> str:
     kinds = " ".join(f"{row.changes[kind] * 1000:11.2f}" for kind in KINDS)
     return (
         f"{row.pods:7,} {row.policies:8,} {row.own:6,} {row.compile:6.2f} s {row.memory / 1e6:6.1f} MB"
-        f" {row.table / 1e6:5.2f} MB {row.verdict * 1e9:5.0f} ns {'':21}{kinds}"
+        f" {row.table / 1e6:5.2f} MB {row.verdict * 1e9:5.0f} ns {'':9}{kinds}"
     )

@@ -25,7 +25,6 @@ Cell = tuple[int, str, str, str, int]
 IPPROTO_SCTP = 132
 AGAIN_SECONDS = 0.3
 DEADLINE_SECONDS = 8.0
-SETTLE_SECONDS = 2.0
 INIT_TAG_AT = 16  # common header (12), chunk header (4)
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with RST
 
@@ -164,7 +163,7 @@ class Pods:
 
     def probe(self, expected: Mapping[Cell, bool], denied: Callable[[], int]) -> list[str]:
         """Ask all cells; what is not as expected, in lines. `denied()` is how many packets policy has dropped so far:
-        when that has grown by the cells that must not pass, nothing can be under way any more.
+        that has to grow by the cells that must not pass, and when it has nothing can be under way any more.
         """
         self.round = Round(self.round.number + 1)
         enough = denied() + sum(not passes for passes in expected.values())
@@ -174,14 +173,16 @@ class Pods:
             while time.monotonic() < begun + DEADLINE_SECONDS:
                 self.loop.serve(0.01)
                 waiting = [cell for cell, passes in expected.items() if passes and not self.round.done(cell)]
-                if not waiting and (denied() >= enough or time.monotonic() > begun + SETTLE_SECONDS):
+                if not waiting and denied() >= enough:
                     break
                 if waiting and time.monotonic() > again + AGAIN_SECONDS:
                     again = time.monotonic()
                     asking.send(cell for cell in waiting if cell[3] != "TCP")
             self.loop.serve(0)
             self._hang_up()
-        return self._wrong(expected)
+        missing = enough - denied()
+        uncounted = [f"{missing} that must not pass were not dropped by policy"] if missing > 0 else []
+        return self._wrong(expected) + uncounted
 
     def _hang_up(self) -> None:
         """Not at once: the other end has to see that it was connected."""
