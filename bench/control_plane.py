@@ -30,13 +30,18 @@ NET_CONF = {"Network": "10.240.0.0/12", "SubnetLen": 24, "Backend": {"Type": "vx
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Of a daemon that knows `nodes` others. `change_ms` of processor time for one that comes or goes, `idle_ms` in a
-    second without one. `join_s` from the first lease to the last route, `behind_ms` of it after the last lease;
-    `join_cpu_s` of processor time for that. `rss_mb` is memory then, `start_s` a new start to the last route."""
+    """Of a daemon that knows `nodes` others.
+
+    `change_ms` of processor time for one that comes or goes, `idle_ms` in a second without one, `reach_ms` from a
+    lease's return to its route, the slowest of all. `join_s` from the first lease to the last route, `behind_ms` of it
+    after the last lease; `join_cpu_s` of processor time for that. `rss_mb` is memory then, `start_s` a new start to the
+    last route.
+    """
 
     nodes: int
     change_ms: float
     idle_ms: float
+    reach_ms: float
     join_s: float
     behind_ms: float
     join_cpu_s: float
@@ -103,7 +108,7 @@ async def _measure(lab: Lab, size: int, changes: int) -> Figures:
         start, used = time.monotonic(), processor_seconds(pid)
         await asyncio.sleep(3)
         idle = (processor_seconds(pid) - used) / (time.monotonic() - start)
-        change = await _change(store, pid, size, changes, idle)
+        change, reach = await _change(store, pid, size, changes, idle)
     finally:
         await store.close()
     memory = resident_mb(pid)
@@ -111,7 +116,8 @@ async def _measure(lab: Lab, size: int, changes: int) -> Figures:
     start = time.monotonic()
     lab.start_daemon("node1")
     wait_routes(lab.daemon_pids()["node1"], known + size)
-    return Figures(size, change * 1000, idle * 1000, joined, behind * 1000, cpu, memory, time.monotonic() - start)
+    started = time.monotonic() - start
+    return Figures(size, change * 1000, idle * 1000, reach * 1000, joined, behind * 1000, cpu, memory, started)
 
 
 async def _join(store: SqliteStore, pid: int, size: int) -> tuple[float, float, float]:
@@ -125,21 +131,24 @@ async def _join(store: SqliteStore, pid: int, size: int) -> tuple[float, float, 
     return time.monotonic() - start, time.monotonic() - written, processor_seconds(pid) - used
 
 
-async def _change(store: SqliteStore, pid: int, size: int, changes: int, idle: float) -> float:
-    """Processor seconds for one node that comes or goes, the median."""
+async def _change(store: SqliteStore, pid: int, size: int, changes: int, idle: float) -> tuple[float, float]:
+    """Processor seconds for one node that comes or goes, the median; and seconds until one that comes has its route,
+    the longest."""
     known = routes(pid)
     key, value = list(others(size))[size // 2]
-    costs = []
+    costs, reached = [], [0.0]
     for number in range(changes):
         start, used = time.monotonic(), processor_seconds(pid)
         if number % 2:
             await store.put(key, value, 0, None)
         else:
             await store.delete(key, (await store.list(registry.PREFIX)).entries[key].revision)
+        written = time.monotonic()
         wait_routes(pid, known - 1 + number % 2)
+        reached.append((time.monotonic() - written) * (number % 2))
         await asyncio.sleep(AFTERWARDS)
         costs.append(processor_seconds(pid) - used - idle * (time.monotonic() - start))
-    return median(costs)
+    return median(costs), max(reached)
 
 
 def run() -> Iterator[Figures]:

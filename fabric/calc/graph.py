@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -46,6 +47,8 @@ class Memo:
     def __init__(self) -> None:
         self._node: Node | None = None
         self._on_link: OnLink = NOTHING
+        self._known: dict[Address, str | None] = {}  # its content
+        self._asking: dict[Address, set[str]] = {}  # keys of the leases whose facts depend on what is known there
         self._leases: tuple[Lease, ...] = ()  # in key order, no key twice
         self._facts: tuple[_Facts, ...] = ()  # of these leases
         self._stretches: Stretches[_Facts, Part] = Stretches(_part)
@@ -56,10 +59,11 @@ class Memo:
         """The facts of each lease, in key order; what is not asked for again is forgotten."""
         if node != self._node:
             self._node, self._leases, self._facts, self._claims = node, (), (), None
-            self._stretches = Stretches(_part)
+            self._stretches, self._asking = Stretches(_part), {}
         if on_link is not self._on_link:
-            self._on_link = on_link
-            self._look_at_links(node)
+            before, self._on_link = self._known, on_link
+            self._known = on_link if isinstance(on_link, dict) else dict(on_link)
+            self._look_at_links(node, before)
         given = leases if isinstance(leases, tuple) else ordered(leases)
         front, back = ends(self._leases, given)
         if not _ascending(given[max(0, front - 1) : len(given) - back + 1]):
@@ -72,16 +76,27 @@ class Memo:
         self._leases = given
         return self._facts
 
-    def _look_at_links(self, node: Node) -> None:
+    def _look_at_links(self, node: Node, before: Mapping[Address, str | None]) -> None:
         """Something else may be on link now."""
-        for place, item in enumerate(self._facts):
-            if item.links and not _still(item, self._on_link):
-                self._take(place, 1, [_facts(node, item.lease, self._on_link)])
+        for address in _touched(before, self._known):
+            for key in sorted(self._asking.get(address, ())):
+                place = bisect_left(self._leases, key, key=attrgetter("key"))
+                if not _still(self._facts[place], self._on_link):
+                    self._take(place, 1, [_facts(node, self._leases[place], self._on_link)])
 
     def _take(self, place: int, count: int, new: Sequence[_Facts]) -> None:
-        if count or new:
-            self._facts = (*self._facts[:place], *new, *self._facts[place + count :])
-            self._stretches.replace(place, count, new)
+        if not count and not new:
+            return
+        for item in self._facts[place : place + count]:
+            for address, _ in item.links:
+                self._asking[address].discard(item.lease.key)
+                if not self._asking[address]:
+                    del self._asking[address]
+        for item in new:
+            for address, _ in item.links:
+                self._asking.setdefault(address, set()).add(item.lease.key)
+        self._facts = (*self._facts[:place], *new, *self._facts[place + count :])
+        self._stretches.replace(place, count, new)
 
     def refusals(self, node: Node, facts: tuple[_Facts, ...]) -> dict[int, str]:
         """Why a lease does not get what it claims, by the identity of its facts; only where another one is why.
@@ -118,6 +133,17 @@ def calculate(node: Node, leases: Iterable[Lease], memo: Memo | None = None, on_
 def ordered(leases: Iterable[Lease]) -> tuple[Lease, ...]:
     """By key, the last one of each."""
     return tuple(sorted({lease.key: lease for lease in leases}.values(), key=attrgetter("key")))
+
+
+def _touched(before: Mapping[Address, str | None], after: Mapping[Address, str | None]) -> set[Address]:
+    """The addresses of which something else is known. Both are plain dicts: what they have in common is then neither
+    hashed nor compared object by object in Python, which among 1,000 addresses would take a millisecond."""
+    differs = set(after).difference(before) | set(before).difference(after)
+    old, new = dict(before), dict(after)
+    for address in differs:
+        old.pop(address, None)
+        new.pop(address, None)
+    return differs if old == new else differs | {address for address in old if old[address] != new[address]}
 
 
 def _ascending(leases: Sequence[Lease]) -> bool:

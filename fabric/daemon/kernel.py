@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Protocol
 
 from fabric.model import Address, Network
@@ -102,7 +101,7 @@ class KernelKeeper:
         self._addresses: frozenset[Address] = frozenset()
         self._settled = False
         self._problems: tuple[str, ...] = ()
-        self.on_link: Reachability = MappingProxyType({})
+        self.on_link: Reachability = {}
 
     def want(
         self,
@@ -167,7 +166,7 @@ class KernelKeeper:
             asyncio.get_running_loop().call_soon(self._node_port_gone)
 
     def _on_reachable(self, answer: Reachability) -> None:
-        self.on_link = MappingProxyType(dict(answer))
+        self.on_link = dict(answer)  # plain, and never changed: see `calc.graph`
         self._reachable_changed()
 
     def _on_result(self, result: ReconcileResult) -> None:
