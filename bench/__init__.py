@@ -1,6 +1,6 @@
 """Benchmarks: what the fabric costs, measured against something else in the same run on the same machine.
 
-Four kinds:
+Five kinds:
 
 * `pytest bench --benchmark-enable`: one file per hot function (`test_parse.py` ...), loops compiled in `hot` and
   `hot_path`, with series from 1 to 1,000 peers and 10,000 prefixes.
@@ -9,9 +9,12 @@ Four kinds:
   through the node port (pods in a bridge) and through pod ports (TUN pods), and what is installed of tinc, fastd,
   nebula and wireguard-go; and two pods of one node over the kernel's bridge and over pod ports. tinc and fastd run
   without encryption; nebula and wireguard-go cannot and are marked so.
-* `python -m bench gate` (part of `./dev test`): hot functions against a reference loop (`cases`), and the floors
-  of the design for throughput, packets, CPU, latency, memory and start-up (`gates`), each in a short form.
+* `python -m bench gate` (part of `./dev test`): hot functions against a reference loop (`cases`), the start of the CNI
+  plugin against that of its interpreter (`cni_start`), and the floors of the design for throughput, packets, CPU,
+  latency, memory and start-up (`gates`), each in a short form.
 * `python -m bench cni`: how long a container runtime waits for the CNI plugin (`cni`), against its targets.
+* `python -m bench policy`: what compiling network policy costs, from nothing and for one change (`policy`).
+* `python -m bench capture`: what a running `fabricctl capture` costs the traffic beside it (`capture`).
 
 How figures are made. A round measures kernel VXLAN first, then every variant; a ratio is a variant's figure divided by
 its baseline's of the same round. Shown is the median of the rounds with the smallest and the largest. Machines differ

@@ -1,4 +1,5 @@
-"""`python -m bench [options]` compares; `python -m bench gate` holds the floors; `cni` times the plugin.
+"""`python -m bench [options]` compares; `python -m bench gate` holds the floors; `cni` times the plugin;
+`capture` the cost of a capture.
 
 What they measure: see the package.
 """
@@ -11,7 +12,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from bench import cni, compare, control_plane, gates, instructions, publish, report
+from bench import capture, cni, compare, control_plane, gates, instructions, policy, publish, report
 from bench.measures import MEASURES
 from bench.variants import BY_NAME, choose
 from fabric.lab.cli import plainly
@@ -90,7 +91,7 @@ def run_comparison(
 @main.command()
 @click.option("--seconds", default=gates.SECONDS, show_default=True, help="Length of one measurement.")
 @click.option("--pairs", default=gates.MAXIMUM, show_default=True, help="At most this many before a gate says no.")
-@click.option("--only", default="", help='One group: hot, lifecycle, a mode, a measure, or both as in "wire tcp1".')
+@click.option("--only", default="", help='One group: hot, cni, lifecycle, a mode, a measure, or "wire tcp1".')
 @plainly
 def gate(seconds: float, pairs: int, only: str) -> None:
     """Hold the floors of the design; exit code 1 when one is missed."""
@@ -113,6 +114,16 @@ def count_control_plane() -> None:
         screen.print(f"{size:5}   {change:13.1f}   {idle:18.1f}")
 
 
+@main.command(name="policy")
+@plainly
+def compile_policy() -> None:
+    """Compile time, memory and the cost of one change of policy, for 1,000 and 10,000 pods."""
+    screen = console()
+    screen.print(policy.HEAD)
+    for row in policy.run():
+        screen.print(policy.line(row))
+
+
 @main.command(name="cni")
 @click.option("--kinds", default="tun,bridge", show_default=True, callback=listed, help="Of tun, veth and bridge.")
 @click.option("--pods", default=cni.PODS, show_default=True, type=click.IntRange(cni.AT_ONCE), help="Pods on the node.")
@@ -121,6 +132,7 @@ def count_control_plane() -> None:
 def cni_latency(kinds: list[str], pods: int, calls: int) -> None:
     """How long ADD and DEL of the CNI plugin take; exit code 1 when a target is missed."""
     good = True
+    console().print(cni.start())
     for kind in POD_KINDS:
         if kind in kinds and kind != "mixed":
             found = cni.run(kind, pods, calls)
@@ -128,6 +140,15 @@ def cni_latency(kinds: list[str], pods: int, calls: int) -> None:
             good = good and found.holds
     if not good:
         sys.exit(1)
+
+
+@main.command(name="capture")
+@click.option("--pairs", default=5, show_default=True, type=click.IntRange(1), help="Measurements without and with.")
+@click.option("--seconds", default=1.0, show_default=True, help="Length of one measurement.")
+@plainly
+def capture_impact(pairs: int, seconds: float) -> None:
+    """What a running capture leaves of the throughput beside it: shares, medians of alternating pairs."""
+    console().print("\n".join(capture.lines(capture.run(pairs, seconds))))
 
 
 @main.command(name="instructions")

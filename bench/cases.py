@@ -15,6 +15,7 @@ from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from itertools import count
 from typing import Literal
 
 from bench import data, hot, hot_path
@@ -132,7 +133,7 @@ def ingress(peers: int) -> Callable[[], Loop]:
     return make
 
 
-def egress_sent(peers: int, ports: int = 1, tracking: bool = True) -> Callable[[], Loop]:
+def egress_sent(peers: int, ports: int = 1, tracking: bool = True, rules: int | None = None) -> Callable[[], Loop]:
     """Egress with a sendmmsg() over loopback, no trains: a whole packet, whatever its destination and its flow."""
 
     def make() -> Loop:
@@ -141,7 +142,8 @@ def egress_sent(peers: int, ports: int = 1, tracking: bool = True) -> Callable[[
         sink.bind(("0.0.0.0", 0))
         sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         sender.bind(("127.0.0.1", 0))
-        tables = data.snapshot(peers, port=sink.getsockname()[1], base=LOOPBACK_PEERS, tracking=tracking)
+        port = sink.getsockname()[1]
+        tables = data.snapshot(peers, port=port, base=LOOPBACK_PEERS, tracking=tracking, rules=rules)
         # Both stay open as long as the process, like the /dev/null of the other cases.
         sink.detach()
         loop = hot_path.EgressLoop(tables, data.frames_to(peers), sender.detach(), False, ports)
@@ -163,15 +165,32 @@ def ingress_alone(peers: int, tracking: bool = True) -> Callable[[], Loop]:
     return make
 
 
-def track(flows: int) -> Callable[[], Loop]:
+def track(flows: int, rules: int | None = None) -> Callable[[], Loop]:
     """Key, hash, lookup and state of a packet that is parsed already; one flow is remembered from packet to packet."""
 
     def make() -> Loop:
         packets = data.packets_of(flows)
-        probe = FlowProbe(data.snapshot(data.MAX_PEERS), packets)
+        probe = FlowProbe(data.snapshot(data.MAX_PEERS, rules=rules), packets)
         # The second second: the first packet of a flow in it writes the record, which is not the case in question.
         probe.run(0, 1, 1)
         return lambda n: probe.run(0, 1, max(1, n // len(packets)))
+
+    return make
+
+
+def begin(rules: int | None) -> Callable[[], Loop]:
+    """The same for the first packet of a flow: judged and put into the table, in the place of one that has expired."""
+
+    def make() -> Loop:
+        packets = list(dict.fromkeys(data.packets_of(1000)))
+        probe = FlowProbe(data.snapshot(data.MAX_PEERS, rules=rules), packets)
+        clock = count(1000, 1000)
+
+        def loop(n: int) -> None:
+            for _ in range(max(1, n // len(packets))):
+                probe.run(0, next(clock), 1)
+
+        return loop
 
     return make
 
@@ -219,6 +238,10 @@ SCALINGS: tuple[Scaling, ...] = (
     ),
     Scaling("egress with send, 100,000 flows against 1", egress_sent(1), egress_sent(2, 50_000), 4_000, 1.3),
     Scaling("egress with send, tracking on against off", egress_sent(1000, 1, False), egress_sent(1000), 4_000, 1.07),
+    Scaling("egress with send, policy on against off", egress_sent(1000), egress_sent(1000, rules=100), 4_000, 1.07),
+    Scaling("flow of a packet, 10,000 rules against none", track(1000), track(1000, 10_000), 50_000, 1.3),
+    Scaling("first packet of a flow, 100 rules against none", begin(None), begin(100), 20_000, None),
+    Scaling("first packet of a flow, 10,000 rules against none", begin(None), begin(10_000), 20_000, None),
     Scaling("flow of a packet, 100,000 flows", track(1000), track(100_000), 200_000, None),
     Scaling("egress, user code alone", egress(1), egress(1000), 20_000, None),
 )

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from bench import cni_start
+from bench.cni_start import Start
 from fabric.lab import Lab, LabError, Pod, measure
 from fabric.lab.plan import PodKind
 
@@ -88,6 +90,19 @@ def refuse_faults(lab: Lab) -> None:
     silent = [answer["target"] for answer in answers if not answer["times"]]
     if silent:
         raise LabError(f"{len(silent)} of {len(ips)} pods do not answer, among them {silent[0]}")
+
+
+def start() -> str:
+    """The start alone, measured now."""
+    return start_line(cni_start.measure())
+
+
+def start_line(found: Start) -> str:
+    """What of a call is the start."""
+    return (
+        f"start of the plugin with what an ADD loads: {found.plugin * 1000:.0f} ms of processor time, "
+        f"{found.ratio:.1f} times its interpreter's"
+    )
 
 
 def lines(found: Latency) -> list[str]:

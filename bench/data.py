@@ -17,9 +17,11 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from encap.checksum import checksum as header_checksum
 from encap.vtep import VtepTable
 from encap.vxlan import encapsulate
+from fabric.forward.enforcement import Enforcement, RuleHits
 from fabric.forward.flows import FlowTable
 from fabric.forward.snapshot import Snapshot, to_vtep
 from fabric.model import Address, ForwardingState, LocalVtep, Peer
+from fabric.policy import Namespace, Node, Pod, PolicySnapshot, compile_policies
 from routes.fib import Fib
 from tun.checksum import checksum
 from tun.vnet import GSO_TCPV4, VNET_NEEDS_CSUM, VnetHeader
@@ -48,6 +50,7 @@ class FakePort:
     workers: int = 1
     name: str = "node"
     ethernet: None = None
+    slot: int = 0
 
 
 def peer_mac(number: int) -> bytes:
@@ -83,10 +86,44 @@ def snapshot(
     base: IPv4Address = PEER_UNDERLAY,
     features: int = 7,
     tracking: bool = True,
+    rules: int | None = None,
 ) -> Snapshot:
-    """The compiled tables of `state`; the node port writes to `fd` and merges as far as `features` allows."""
+    """The compiled tables of `state`; the node port writes to `fd` and merges as far as `features` allows.
+
+    With `rules` every flow of OWN_POD is judged by a policy of so many (`policy`).
+    """
     ports, formats = [FakePort((fd,), features)], {"vxlan": port, "udp": 8285}
-    return Snapshot(1, state(peers, base), ports, 1, formats, True, FlowTable(MOST_FLOWS) if tracking else None)  # type: ignore[arg-type]
+    flows = FlowTable(MOST_FLOWS) if tracking else None
+    return Snapshot(1, state(peers, base), ports, 1, formats, True, flows, enforcement(rules))  # type: ignore[arg-type]
+
+
+def enforcement(rules: int | None) -> Enforcement | None:
+    """What a generation knows of policy; None: nothing."""
+    if rules is None:
+        return None
+    snapshot, hits = policy(rules), RuleHits()
+    hits.reserve(snapshot.names.next)
+    return Enforcement(1, snapshot, False, (), hits)
+
+
+@cache
+def policy(rules: int) -> PolicySnapshot:
+    """OWN_POD may send to every pod by the last of so many rules, each other about one address and a port."""
+    one = [f"{IPv4Address(POD_NETWORK + 37 * i % 65536)}/32" for i in range(max(0, rules - 1))]
+    peers = [(cidr, 1000 + i % 7) for i, cidr in enumerate(one)] + [(f"{peer_subnet(0)[0]}/16", 9)] * (rules > 0)
+    egress = [
+        {"to": [{"ipBlock": {"cidr": cidr}}], "ports": [{"protocol": "UDP", "port": port}]} for cidr, port in peers
+    ]
+    objects = [
+        {
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"name": f"p{at}", "namespace": "default"},
+            "spec": {"podSelector": {}, "policyTypes": ["Egress"], "egress": egress[at : at + 1000]},
+        }
+        for at in range(0, rules, 1000)
+    ]  # fmt: skip
+    pod = Pod("default", "own", {}, (OWN_POD,), "own")
+    return compile_policies(objects, [pod], [Namespace("default")], [Node("own")])
 
 
 def udp_packet(source: Address, destination: Address, size: int = 64, sport: int = 40000) -> bytes:

@@ -44,4 +44,10 @@ cpdef enum DropReason:
     PORT_FAILED = 36
     # reading from a TAP port
     PORT_ETHERNET = 37
-    REASONS = 38
+    # network policy
+    POLICY_EGRESS = 38
+    POLICY_INGRESS = 39
+    POLICY_UNKNOWN_POD = 40
+    POLICY_MISSING = 41
+    POLICY_FRAGMENT = 42
+    REASONS = 43

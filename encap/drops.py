@@ -43,4 +43,9 @@ TEXTS: dict[str, str] = {
     "PORT_GONE": "port was deleted",
     "PORT_FAILED": "port read or write failed for another reason",
     "PORT_ETHERNET": "a TAP port's frame is no packet from the pod's MAC to the gateway's, and no question for it",
+    "POLICY_EGRESS": "a network policy does not let the sending pod do this",
+    "POLICY_INGRESS": "a network policy does not let this reach its pod",
+    "POLICY_UNKNOWN_POD": "from or to a pod for which no verdicts are compiled yet",
+    "POLICY_MISSING": "from or to a pod while no network policy is known",
+    "POLICY_FRAGMENT": "from or to an isolated pod, a later fragment whose first one was not seen",
 }

@@ -46,4 +46,5 @@ cdef extern from "<poll.h>" nogil:
         short revents
     int poll(pollfd*, unsigned long, int)
     enum:
+        POLLIN
         POLLOUT

@@ -21,6 +21,7 @@ cdef struct Message:
 cdef struct Receiver:
     uint8_t* buffers
     uint32_t batch           # messages per recvmmsg at most
+    uint32_t dirty           # messages from here on are as the next recvmmsg needs them
     uint64_t overflows       # datagrams the socket queue lost (SO_RXQ_OVFL), summed over sockets
     mmsghdr messages[RECEIVE_BUFFERS]
     iovec iov[RECEIVE_BUFFERS]

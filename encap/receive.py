@@ -38,6 +38,7 @@ def receiver_open(r):
     r.buffers = cython.cast(cython.pointer(uint8_t), mapping)
     r.overflows = 0
     r.batch = RECEIVE_BUFFERS
+    r.dirty = RECEIVE_BUFFERS
     for i in range(RECEIVE_BUFFERS):
         r.iov[i].iov_base = r.buffers + cython.cast(cython.size_t, i) * RECEIVE_BUFFER_SIZE
         r.iov[i].iov_len = RECEIVE_BUFFER_SIZE
@@ -56,17 +57,20 @@ def receiver_close(r):
 
 
 def receive_batch(r, fd, first):
-    """One recvmmsg; lengths of names and control are reset because the kernel overwrites them."""
+    """One recvmmsg; lengths of names and control that the kernel overwrote are reset."""
     i: uint32_t
     n: cython.int
     room: uint32_t = min(r.batch, RECEIVE_BUFFERS - first)
-    for i in range(first, first + room):
+    for i in range(first, min(first + room, r.dirty)):
         r.messages[i].msg_hdr.msg_namelen = 32
         r.messages[i].msg_hdr.msg_controllen = RECEIVE_CONTROL
         r.messages[i].msg_hdr.msg_flags = 0
+    if r.dirty <= first + room:
+        r.dirty = first
     while True:
         n = recvmmsg(fd, cython.address(r.messages[first]), room, MSG_DONTWAIT, cython.NULL)
         if n >= 0:
+            r.dirty = max(r.dirty, first + cython.cast(uint32_t, n))
             return n
         if errno == EAGAIN:
             return 0

@@ -23,7 +23,7 @@ cdef struct Vtep:
     uint64_t low
 
 cdef struct VtepArray:
-    uint32_t count
+    uint32_t count               # places in vteps; the free ones among them are zero and not in the index
     uint32_t mask                # of the hash index, size - 1
     Vtep* vteps
     uint32_t* index              # slot -> position in vteps or NO_VTEP
@@ -34,5 +34,9 @@ cdef uint32_t slot_of(uint64_t high, uint64_t low, uint32_t mask) noexcept nogil
 
 cdef class VtepTable:
     cdef VtepArray table
-    cdef object names
-    cdef object _place(self, uint32_t position, tuple row)
+    cdef list names              # by position; None at a free one
+    cdef _room(self, uint32_t count, uint32_t size)
+    cdef _copy(self, VtepTable old, uint32_t count)
+    cdef _place(self, uint32_t position, tuple row)
+    cdef _index(self, uint32_t position)
+    cdef _free(self, uint32_t position)

@@ -10,8 +10,8 @@ from ipaddress import IPv4Address, IPv6Address
 
 import cython
 from cython.cimports.encap.vxlan import build_header
-from cython.cimports.libc.stdint import uint32_t, uint64_t
-from cython.cimports.libc.stdlib import calloc, free
+from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
+from cython.cimports.libc.stdlib import calloc, free, malloc
 from cython.cimports.libc.string import memcpy, memset
 
 FORMATS = {"vxlan": FORMAT_VXLAN, "udp": FORMAT_UDP, None: FORMAT_NONE}
@@ -49,6 +49,11 @@ def socket_address(address: IPv4Address | IPv6Address, port: int) -> bytes:
     return struct.pack("=H", AF_INET6) + struct.pack("!HI", port, 0) + address.packed + struct.pack("=I", 0)
 
 
+def size_for(count: int) -> int:
+    """Slots of an index for `count` VTEPs: a power of two, at most half of them used."""
+    return max(8, 1 << (2 * count - 1).bit_length()) if count else 8
+
+
 @cython.cclass
 class VtepTable:
     """Built from `(name, underlay address, port, mac, own_mac, mtu, format, vni, accepts, any_mac)` tuples; position =
@@ -61,17 +66,7 @@ class VtepTable:
 
     def __cinit__(self, entries):
         rows = list(entries)
-        size: uint32_t = 8
-        while size < 2 * len(rows):
-            size *= 2
-        self.table.mask = size - 1
-        self.table.count = cython.cast(uint32_t, len(rows))
-        self.table.vteps = cython.cast(cython.pointer(Vtep), calloc(len(rows) + 1, cython.sizeof(Vtep)))
-        self.table.index = cython.cast(cython.pointer(uint32_t), calloc(size, cython.sizeof(uint32_t)))
-        if self.table.vteps == cython.NULL or self.table.index == cython.NULL:
-            raise MemoryError
-        memset(self.table.index, 0xFF, size * cython.sizeof(uint32_t))
-        self.names = tuple(row[0] for row in rows)
+        self._room(len(rows), size_for(len(rows)))
         for position, row in enumerate(rows):
             self._place(position, row)
 
@@ -79,14 +74,63 @@ class VtepTable:
         free(self.table.vteps)
         free(self.table.index)
 
+    def patched(self, gone, come):
+        """A new table: this one without the VTEPs at the positions `gone` and with those of `come`, (position, row)
+        pairs; all others keep their positions.
+
+        The positions of `come` are free (also by `gone`) or follow the last one without a gap. The cost is a copy of
+        the table's memory and that of what is new. Raises ValueError as the constructor does.
+        """
+        placed = list(come)
+        count: uint32_t = self.table.count
+        for position, _ in placed:
+            count = max(count, position + 1)
+        table = VtepTable(())
+        table._copy(self, count)
+        for position in gone:
+            table._free(position)
+        for position, row in placed:
+            table._place(position, row)
+        return table
+
+    def _room(self, count, size):
+        """Memory for `count` VTEPs and an index of `size` slots, all free."""
+        free(self.table.vteps)
+        free(self.table.index)
+        self.table.mask = size - 1
+        self.table.count = count
+        self.table.vteps = cython.cast(
+            cython.pointer(Vtep), calloc(cython.cast(cython.size_t, count) + 1, cython.sizeof(Vtep))
+        )
+        self.table.index = cython.cast(cython.pointer(uint32_t), malloc(size * cython.sizeof(uint32_t)))
+        if self.table.vteps == cython.NULL or self.table.index == cython.NULL:
+            raise MemoryError
+        memset(self.table.index, 0xFF, size * cython.sizeof(uint32_t))
+        self.names = [None] * count
+
+    def _copy(self, old: VtepTable, count):
+        """Become `old` with room for `count` VTEPs."""
+        size: uint32_t = max(old.table.mask + 1, size_for(count))
+        position: uint32_t
+        self._room(count, size)
+        memcpy(self.table.vteps, old.table.vteps, old.table.count * cython.sizeof(Vtep))
+        self.names[: old.table.count] = old.names
+        if size == old.table.mask + 1:
+            memcpy(self.table.index, old.table.index, size * cython.sizeof(uint32_t))
+            return
+        for position in range(old.table.count):
+            if self.table.vteps[position].family:
+                self._index(position)
+
     def _place(self, position, row):
         name, address, port, mac, own_mac, mtu, form, vni, accepts, any_mac = row
         vtep: cython.pointer(Vtep) = cython.address(self.table.vteps[position])
         raw: bytes = socket_address(address, port)
+        if vtep.family:
+            raise ValueError(f"VTEP {name}: position {position} is taken")
         vtep.format = FORMATS[form]
         vtep.accepts = sum(1 << FORMATS[item] for item in accepts)
         vtep.any_mac = bool(any_mac)
-        vtep.family = address.version
         vtep.mtu = mtu
         vtep.address_length = len(raw)
         memcpy(vtep.address, cython.cast(cython.p_uchar, raw), len(raw))
@@ -98,15 +142,49 @@ class VtepTable:
         number = int(address)
         vtep.high = number >> 64
         vtep.low = number & 0xFFFFFFFFFFFFFFFF
-        if find_vtep(cython.address(self.table), vtep.family, vtep.high, vtep.low) != cython.cast(uint32_t, NO_VTEP):
+        family: uint8_t = address.version
+        if find_vtep(cython.address(self.table), family, vtep.high, vtep.low) != cython.cast(uint32_t, NO_VTEP):
             raise ValueError(f"VTEP {name}: underlay address {address} is already another VTEP's")
+        vtep.family = family
+        self.names[position] = name
+        self._index(position)
+
+    def _index(self, position):
+        """Enter the VTEP, whose address is not there yet, into the index."""
+        vtep: cython.pointer(Vtep) = cython.address(self.table.vteps[position])
         slot: uint32_t = slot_of(vtep.high, vtep.low, self.table.mask)
         while self.table.index[slot] != cython.cast(uint32_t, NO_VTEP):
             slot = (slot + 1) & self.table.mask
         self.table.index[slot] = position
 
+    def _free(self, position):
+        """Take the VTEP out. Those behind it in its chain of probes move up (Knuth, TAOCP 3, algorithm 6.4 R), so that
+        no marks of the deleted pile up."""
+        vtep: cython.pointer(Vtep) = cython.address(self.table.vteps[position])
+        mask: uint32_t = self.table.mask
+        hole: uint32_t = slot_of(vtep.high, vtep.low, mask)
+        home: uint32_t
+        other: cython.pointer(Vtep)
+        if position >= self.table.count or not vtep.family:
+            raise ValueError(f"there is no VTEP at position {position}")
+        while self.table.index[hole] != position:
+            hole = (hole + 1) & mask
+        slot: uint32_t = hole
+        while True:
+            slot = (slot + 1) & mask
+            if self.table.index[slot] == cython.cast(uint32_t, NO_VTEP):
+                break
+            other = cython.address(self.table.vteps[self.table.index[slot]])
+            home = slot_of(other.high, other.low, mask)
+            if ((slot - home) & mask) >= ((slot - hole) & mask):  # it may stand in the hole: its probes begin before it
+                self.table.index[hole] = self.table.index[slot]
+                hole = slot
+        self.table.index[hole] = cython.cast(uint32_t, NO_VTEP)
+        memset(vtep, 0, cython.sizeof(Vtep))
+        self.names[position] = None
+
     def __len__(self):
-        return self.table.count
+        return self.table.count - self.names.count(None)
 
     def find(self, address: IPv4Address | IPv6Address) -> str | None:
         """Name of the VTEP with this underlay address."""
@@ -115,3 +193,10 @@ class VtepTable:
             cython.address(self.table), address.version, number >> 64, number & 0xFFFFFFFFFFFFFFFF
         )
         return None if position == cython.cast(uint32_t, NO_VTEP) else self.names[position]
+
+    def at(self, position: int) -> tuple[str, bytes] | None:
+        """Name and memory (`struct Vtep`) of the VTEP at `position`, None where there is none."""
+        if not 0 <= position < self.table.count or not self.table.vteps[position].family:
+            return None
+        memory = cython.cast(cython.p_char, cython.address(self.table.vteps[position]))
+        return self.names[position], memory[: cython.sizeof(Vtep)]

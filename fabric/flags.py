@@ -11,11 +11,13 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_network
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from fabric.errors import StartError
 from fabric.flag_table import BY_NAME, FLAGS, OFFLOADS, TITLES, Flag, Kind
+from fabric.model import Network
 
 if TYPE_CHECKING:
     from fabric.store.etcd.settings import EtcdSettings
@@ -24,7 +26,7 @@ TRUE = ("1", "t", "T", "true", "TRUE", "True")
 FALSE = ("0", "f", "F", "false", "FALSE", "False")
 RANGES = {
     "workers": (1, 8), "txqueuelen": (1, 1_000_000), "healthz-port": (0, 65535), "iptables-resync": (1, 86400),
-    "flow-table": (0, 1 << 26),
+    "flow-table": (0, 1 << 26), "metrics-port": (0, 65535),
 }
 StoreKind = Literal["sqlite", "etcd", "kubernetes"]
 
@@ -50,6 +52,16 @@ class TrafficOptions:
     random_fully: bool
     forward_rules: bool
     resync: float
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyOptions:
+    """Where network policies come from; without any of these there are none. `services` are Services' networks."""
+
+    directory: str = ""
+    services: tuple[Network, ...] = ()
+    kube: Literal["auto", "on", "off"] = "off"
+    store: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +96,9 @@ class Options:
     vxlan_reserved: Literal["strict", "ignore"]
     txqueuelen: int
     flow_table: int
+    policy: PolicyOptions
+    metrics_ip: str
+    metrics_port: int
     log_format: Literal["text", "json"]
     warnings: tuple[str, ...] = ()
 
@@ -243,13 +258,17 @@ def _options(values: Mapping[str, Any], given: set[str], environ: Mapping[str, s
         vxlan_reserved=values["vxlan-reserved"],
         txqueuelen=values["txqueuelen"],
         flow_table=values["flow-table"],
+        policy=_policy(values),
+        metrics_ip=values["metrics-ip"],
+        metrics_port=values["metrics-port"],
         log_format=values["log-format"] or ("text" if sys.stderr.isatty() else "json"),
         warnings=_warnings(values, given),
     )
 
 
 def _check_ranges(values: Mapping[str, Any]) -> None:
-    for name, allowed in (("vxlan-reserved", ("strict", "ignore")), ("log-format", ("", "text", "json"))):
+    for name, allowed in (("vxlan-reserved", ("strict", "ignore")), ("log-format", ("", "text", "json")),
+                          ("kube-policy", ("auto", "on", "off"))):  # fmt: skip
         if values[name] not in allowed:
             raise ValueError(f"invalid value {values[name]!r} for --{name}: one of {', '.join(filter(None, allowed))}")
     for name, (low, high) in RANGES.items():
@@ -284,6 +303,29 @@ def _etcd(values: Mapping[str, Any]) -> EtcdSettings:
     return EtcdSettings(endpoints, **{name: values[f"etcd-{name}"] for name in names})
 
 
+def _policy(values: Mapping[str, Any]) -> PolicyOptions:
+    """Raises StartError for what cannot be enforced."""
+    directory = os.path.abspath(values["policy-dir"]) if values["policy-dir"] else ""
+    words = [word.strip() for text in values["service-cidr"] for word in text.split(",")]
+    kube: Literal["auto", "on", "off"] = values["kube-policy"] if values["kube-subnet-mgr"] else "off"
+    store = values["store-policy"] and not values["kube-subnet-mgr"]
+    given = {f"--policy-dir {directory}": directory, "--store-policy": store, "--kube-policy on": kube == "on"}
+    asked = [text for text, is_given in given.items() if is_given]
+    if asked and not values["flow-table"]:
+        raise StartError(
+            "--flow-table 0 tracks no flows, so replies could not be told from new flows: "
+            f"give it a size, or leave out {' and '.join(asked)}"
+        )
+    return PolicyOptions(directory, tuple(_network(word) for word in words if word), kube, store)
+
+
+def _network(text: str) -> Network:
+    try:
+        return ip_network(text)
+    except ValueError as error:
+        raise ValueError(f"invalid value {text[:60]!r} for --service-cidr: {error}") from None
+
+
 def _kube(values: Mapping[str, Any], node_name: str, environ: Mapping[str, str]) -> KubeOptions:
     return KubeOptions(
         api_url=values["kube-api-url"],
@@ -312,6 +354,8 @@ def _warnings(values: Mapping[str, Any], given: set[str]) -> tuple[str, ...]:
     ignored = [flag.name for flag in FLAGS if (flag.group, kind) == ("etcd", "kubernetes") and flag.name in given]
     if kind != "sqlite" and "store" in given:
         ignored.append("store")
+    if kind == "kubernetes" and values["store-policy"]:
+        ignored.append("store-policy")
     lines += [f"--{name} has no effect: {kind} is the store" for name in ignored]
     return tuple(lines)
 

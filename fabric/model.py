@@ -128,6 +128,8 @@ class DataplaneSettings:
     holds our own addresses on the chosen interface, one per enabled family; `mtu` is the node port's MTU in bytes
     (`config.node_port_mtu`); `offload` the kill switches that a person set (absent: probe); `txqueuelen` the node
     port's queue length in packets; `interface` the underlay device; `flows` how many flows are tracked, 0 for none.
+    `services` are the networks of Service addresses: what a pod sends there is judged by policy once the host has
+    translated it. With `policy_required` pods are cut off until there is a policy snapshot.
     """
 
     vni: int
@@ -142,6 +144,27 @@ class DataplaneSettings:
     txqueuelen: int
     interface: str = ""
     flows: int = 131_072
+    services: tuple[Network, ...] = ()
+    policy_required: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedPacket:
+    """The beginning of a packet that the data path refused, `length` bytes long. `time` is Unix time in nanoseconds,
+    `reason` a DropReason's name in small letters.
+
+    On the way out (`port` is set) `data` is the IP packet, or with `ethernet` a TAP's frame; on the way in it is the
+    payload of the datagram that came from `source` in the format `encapsulation`.
+    """
+
+    time: int
+    reason: str
+    length: int
+    data: bytes
+    port: str = ""
+    ethernet: bool = False
+    source: Address | None = None
+    encapsulation: Encapsulation | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,9 +34,9 @@ def bare_package(name: str) -> Iterator[None]:
 
 
 with bare_package("pyroute2"):
-    from pyroute2.netlink import nlmsg, nlmsgerr
+    from pyroute2.netlink import nlmsg
     from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
     from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
     from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-__all__ = ["ifaddrmsg", "ifinfmsg", "nlmsg", "nlmsgerr", "rtmsg"]
+__all__ = ["ifaddrmsg", "ifinfmsg", "nlmsg", "rtmsg"]

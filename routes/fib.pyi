@@ -1,10 +1,13 @@
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
+from routes.prefixes import Window
+
 class Fib:
     """Immutable longest-prefix table; see fib.py."""
 
     def __init__(self, entries: Iterable[tuple[IPv4Network | IPv6Network | str, int]]) -> None: ...
+    def patched(self, window: Window) -> Fib: ...
     def lookup(self, address: IPv4Address | IPv6Address | str) -> int | None: ...
     @property
     def intervals(self) -> tuple[int, int]: ...

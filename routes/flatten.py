@@ -34,13 +34,16 @@ def sorted_prefixes(family: dict[tuple[int, int], int], bits: int) -> Iterator[P
         yield first, length, first + (1 << (bits - length)) - 1, value
 
 
-def flatten(prefixes: Iterable[Prefix], last_address: int) -> tuple[list[int], list[int]]:
-    """Intervals (starts, values) covering 0..`last_address`: starts ascend from 0, equal neighbours are merged.
+def flatten(
+    prefixes: Iterable[Prefix], last_address: int, first_address: int = 0, outside: int = NO_VALUE
+) -> tuple[list[int], list[int]]:
+    """Intervals (starts, values) covering `first_address`..`last_address`: starts ascend, equal neighbours are merged.
 
-    `prefixes` are sorted. `open_prefixes` is the chain of (last address, value) that cover the current address,
-    innermost at the end; where the innermost one ends, the next outer one is in force again.
+    `prefixes` are sorted and lie in there; what none of them covers has the value `outside`. `open_prefixes` is the
+    chain of (last address, value) that cover the current address, innermost at the end; where the innermost one ends,
+    the next outer one is in force again.
     """
-    starts, values = [0], [NO_VALUE]
+    starts, values = [first_address], [outside]
     open_prefixes: list[tuple[int, int]] = []
 
     def begin(first: int, value: int) -> None:
@@ -53,7 +56,7 @@ def flatten(prefixes: Iterable[Prefix], last_address: int) -> tuple[list[int], l
 
     def close_innermost() -> None:
         last, _ = open_prefixes.pop()
-        begin(last + 1, open_prefixes[-1][1] if open_prefixes else NO_VALUE)
+        begin(last + 1, open_prefixes[-1][1] if open_prefixes else outside)
 
     for first, _, last, value in prefixes:
         while open_prefixes and open_prefixes[-1][0] < first:

@@ -6,16 +6,17 @@ moves from the overlay to the underlay leaves its place and takes it again in on
 delete by protocol, device and metric, so that no interleaving with another program can replace or remove a route that
 is not ours.
 
-Ours are the routes with protocol ROUTE_PROTOCOL through a device of the desired state, and the blackholes with it. A
-node that is switched over from flannel has routes without a mark (flannel names no protocol, which makes it "boot").
-Those that say exactly what ours would say are taken over, and so are those of flannel's overlay shape (`<prefix> via
-<its network address> onlink`) on a VXLAN device of our own, where only flannel can have left them.
+Ours are the routes with protocol ROUTE_PROTOCOL through a device of the desired state, and with it the blackholes and
+the unreachable prefixes, whose place is behind all others, so that nobody's route is in their way. A node that is
+switched over from flannel has routes without a mark (flannel names no protocol, which makes it "boot"). Those that say
+exactly what ours would say are taken over, and so are those of flannel's overlay shape (`<prefix> via <its network
+address> onlink`) on a VXLAN device of our own, where only flannel can have left them.
 """
 
 import errno
 import socket
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ from routes.observe import (
     RTA_PRIORITY,
     RTN_BLACKHOLE,
     RTN_UNICAST,
+    RTN_UNREACHABLE,
     RTNH_F_ONLINK,
     RTPROT_BOOT,
     KernelRoute,
@@ -41,8 +43,10 @@ from routes.work import Operation, Work
 RT_SCOPE_UNIVERSE, RT_SCOPE_NOWHERE = 0, 255
 RTN_UNSPEC = 0
 METRIC = {4: 0, 6: 1024}
+LAST_METRIC = 1_000_000
+"""Of unreachable prefixes: any other program's route is preferred."""
 LOOPBACK = 1
-"""Index of `lo` in every network namespace; the kernel puts IPv6 blackholes on it."""
+"""Index of `lo` in every network namespace; the kernel puts IPv6 blackholes and unreachable routes on it."""
 NO_ROUTES: frozenset[Route] = frozenset()
 
 
@@ -54,9 +58,9 @@ class Place(NamedTuple):
 
 
 class Hop(NamedTuple):
-    """What a route says beyond its place; a blackhole has no device.
+    """What a route says beyond its place; one that leads nowhere has no device.
 
-    `plain` is False when it says more than we would ever say.
+    `plain` is False when it says more than we would ever say. `told`: unreachable, not a blackhole.
     """
 
     device: str | None
@@ -64,6 +68,7 @@ class Hop(NamedTuple):
     onlink: bool = False
     protocol: int = ROUTE_PROTOCOL
     plain: bool = True
+    told: bool = False
 
 
 class RouteTable:
@@ -72,7 +77,7 @@ class RouteTable:
     def __init__(self) -> None:
         self._tracker: DeltaTracker[Place, Hop] = DeltaTracker()
         self._routes: dict[str, frozenset[Route]] = {}
-        self._blackholes: frozenset[IPNetwork] = frozenset()
+        self._nowhere: frozenset[tuple[Place, Hop]] = frozenset()
         self._foreign: dict[Place, KernelRoute] = {}
         self._indexes: dict[str, int] = {}
         self._up: frozenset[str] = frozenset()
@@ -84,14 +89,15 @@ class RouteTable:
         for name, old in before.items():
             for route in old - routes.get(name, NO_ROUTES):
                 self._tracker.undesire(place_of(route.prefix))
-        for prefix in self._blackholes - desired.blackholes:
-            self._tracker.undesire(place_of(prefix))
+        nowhere = frozenset(leading_nowhere(desired))
+        for place, _ in self._nowhere - nowhere:
+            self._tracker.undesire(place)
         for name, new in routes.items():
             for route in new - before.get(name, NO_ROUTES):
                 self._tracker.desire(place_of(route.prefix), Hop(name, route.via, route.onlink))
-        for prefix in desired.blackholes - self._blackholes:
-            self._tracker.desire(place_of(prefix), Hop(None))
-        self._blackholes = desired.blackholes
+        for place, hop in nowhere - self._nowhere:
+            self._tracker.desire(place, hop)
+        self._nowhere = nowhere
 
     def observe(self, netlink: Netlink, indexes: Mapping[str, int], up: frozenset[str], own: frozenset[str]) -> None:
         """Read the table. `indexes` are those of the devices that carry routes of ours, `up` the names of those that
@@ -100,7 +106,7 @@ class RouteTable:
         names = {index: name for name, index in indexes.items()}
         ours: dict[Place, Hop] = {}
         self._foreign = {}
-        prefixes = {place.prefix for place in self._tracker.desired}
+        prefixes = {place.prefix for place in self._tracker.desired if place.metric != LAST_METRIC}
         protocols = (ROUTE_PROTOCOL, RTPROT_BOOT) if own else (ROUTE_PROTOCOL,)
         for route in read_routes(netlink, protocols, {prefix.prefixlen for prefix in prefixes}):
             place, hop = Place(route.prefix, route.metric), hop_of(route, names)
@@ -165,18 +171,18 @@ class RouteTable:
             f"another program has a route{via}{device} proto {route.protocol} metric {route.metric} {effect}; "
             f"left alone, remove it with `ip route del {place.prefix} proto {route.protocol}` if it is stale"
         )
-        return ObjectError(label(place, self._tracker.desired[place_of(place.prefix)].device), reason)
+        return ObjectError(label(place, self._tracker.desired[place_of(place.prefix)]), reason)
 
     def _deletion(self, place: Place, hop: Hop) -> Operation:
         request = partial(delete_request, place, hop, self._indexes.get(hop.device or "", 0))
         forget = partial(self._tracker.forget, place)
-        return Operation(label(place, hop.device), "removed", request, forget, gone=(errno.ESRCH,))
+        return Operation(label(place, hop), "removed", request, forget, gone=(errno.ESRCH,))
 
     def _addition(self, place: Place, hop: Hop) -> Operation:
         request = partial(add_request, place, hop, self._indexes.get(hop.device or "", 0))
         observe = partial(self._tracker.observe, place, hop)
         verb = f"via {hop.via} added" if hop.via else "added"
-        return Operation(label(place, hop.device), verb, request, observe)
+        return Operation(label(place, hop), verb, request, observe)
 
 
 def carried(state: DeviceState) -> frozenset[Route]:
@@ -186,20 +192,30 @@ def carried(state: DeviceState) -> frozenset[Route]:
 
 def hop_of(route: KernelRoute, names: Mapping[int, str]) -> Hop | None:
     """`route` as a hop of ours; None when it leads to none of the devices that carry routes of ours."""
-    if route.kind == RTN_BLACKHOLE:
-        return Hop(None, protocol=route.protocol, plain=route.plain)
+    if route.kind in (RTN_BLACKHOLE, RTN_UNREACHABLE):
+        return Hop(None, protocol=route.protocol, plain=route.plain, told=route.kind == RTN_UNREACHABLE)
     if route.index not in names:
         return None
     plain = route.plain and route.kind == RTN_UNICAST
     return Hop(names[route.index], route.via, route.onlink, route.protocol, plain)
 
 
+def leading_nowhere(desired: DesiredState) -> Iterator[tuple[Place, Hop]]:
+    """The places of what leads nowhere."""
+    for prefix in desired.blackholes:
+        yield place_of(prefix), Hop(None)
+    for prefix in desired.unreachables:
+        yield Place(prefix, LAST_METRIC), Hop(None, told=True)
+
+
 def place_of(prefix: IPNetwork) -> Place:
     return Place(prefix, METRIC[prefix.version])
 
 
-def label(place: Place, device: str | None) -> str:
-    return f"{'blackhole' if device is None else 'route'} {place.prefix}"
+def label(place: Place, hop: Hop) -> str:
+    if hop.device is None:
+        return f"{'unreachable' if hop.told else 'blackhole'} {place.prefix}"
+    return f"route {place.prefix}"
 
 
 def conflict_order(item: tuple[Place, KernelRoute]) -> tuple[int, int, int]:
@@ -208,7 +224,7 @@ def conflict_order(item: tuple[Place, KernelRoute]) -> tuple[int, int, int]:
 
 
 def add_request(place: Place, hop: Hop, index: int) -> Request:
-    kind = RTN_BLACKHOLE if hop.device is None else RTN_UNICAST
+    kind = RTN_UNICAST if hop.device else nowhere_kind(hop)
     flags = RTNH_F_ONLINK if hop.onlink else 0
     message = route_message(place, hop.protocol, RT_SCOPE_UNIVERSE, kind, flags, index)
     if hop.via is not None:
@@ -216,13 +232,17 @@ def add_request(place: Place, hop: Hop, index: int) -> Request:
     return RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, message
 
 
+def nowhere_kind(hop: Hop) -> int:
+    return RTN_UNREACHABLE if hop.told else RTN_BLACKHOLE
+
+
 def delete_request(place: Place, hop: Hop, index: int) -> Request:
     """Whatever next hop, type or scope it has by now: protocol, device and metric say which it is.
 
-    IPv6 does not compare types, but its blackholes have a device.
+    IPv6 does not compare types, but what leads nowhere has a device there.
     """
     if hop.device is None:
-        kind, index = RTN_BLACKHOLE, LOOPBACK if place.prefix.version == 6 else 0
+        kind, index = nowhere_kind(hop), LOOPBACK if place.prefix.version == 6 else 0
     else:
         kind = RTN_UNSPEC
     return RTM_DELROUTE, 0, route_message(place, hop.protocol, RT_SCOPE_NOWHERE, kind, 0, index)

@@ -1,10 +1,9 @@
 """One conversation with the kernel over rtnetlink: requests in, answers or errors out. Synchronous and short-lived.
 
-pyroute2 encodes and decodes the messages (codec.py), but for the small ones that come by the thousand (wire.py). The
-talking is ours, for three reasons measured with 0.9.7. AsyncIPRoute cannot run under uvloop
-(`create_datagram_endpoint` refuses AF_NETLINK sockets). IPRoute runs a private asyncio loop in each thread and waits
-for one answer at a time. And a batch of requests sent at once needs one system call for 64 of them, which is what
-programming 1,000 peers wants.
+Messages come encoded (wire.py), or are pyroute2's (codec.py), which is not loaded here. The talking is ours, for three
+reasons measured with 0.9.7. AsyncIPRoute cannot run under uvloop (`create_datagram_endpoint` refuses AF_NETLINK
+sockets). IPRoute runs a private asyncio loop in each thread and waits for one answer at a time. And a batch of requests
+sent at once needs one system call for 64 of them, which is what programming 1,000 peers wants.
 
 Limits: not for two threads at once; opened in the network namespace of the calling thread.
 """
@@ -17,8 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Self
 
-from routes.codec import nlmsgerr
-from routes.wire import HEADER
+from routes.wire import HEADER, explanation
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
@@ -173,12 +171,8 @@ def error_of(data: bytes) -> OSError | None:
     code = -ERROR_CODE.unpack_from(data, HEADER.size)[0] if len(data) >= HEADER.size + ERROR_CODE.size else 0
     if kind not in (NLMSG_ERROR, NLMSG_DONE) or code == 0:
         return None
-    explanation = None
-    if kind == NLMSG_ERROR:
-        message = nlmsgerr(data)
-        message.decode()
-        explanation = message.get_attr("NLMSGERR_ATTR_MSG")
-    return OSError(code, explanation or os.strerror(code))
+    words = explanation(data) if kind == NLMSG_ERROR else ""
+    return OSError(code, words or os.strerror(code))
 
 
 def raise_error(data: bytes) -> None:

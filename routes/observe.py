@@ -26,7 +26,7 @@ from routes.state import InterfaceState, IPAddress, IPInterface, IPNetwork
 from routes.wire import HEADER, NEIGHBOUR, NUMBER, ROUTE, address, attribute, attributes, network, number
 
 IFF_UP, IFF_LOWER_UP = 0x1, 0x10000
-RT_TABLE_MAIN, RTN_UNICAST, RTN_BLACKHOLE, RTNH_F_ONLINK = 254, 1, 6, 4
+RT_TABLE_MAIN, RTN_UNICAST, RTN_BLACKHOLE, RTN_UNREACHABLE, RTNH_F_ONLINK = 254, 1, 6, 7, 4
 RTPROT_BOOT = 3
 """What `ip route` and flannel's netlink library use when no protocol is named."""
 RTM_F_CLONED = 0x200

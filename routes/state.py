@@ -2,8 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from itertools import chain
+from operator import attrgetter
 
 ROUTE_PROTOCOL = 112
 """rtm_protocol of every route we make: how a fresh process knows its own. linux/rtnetlink.h assigns it to nobody."""
@@ -70,6 +72,24 @@ class Sysctl:
     optional: bool = False
 
 
+Entry = Route | Neighbour | FdbEntry
+ENTRIES: dict[str, tuple[str, str, str]] = {
+    "routes": ("prefix", "routes for", "a prefix has one next hop"),
+    "neighbours": ("address", "neighbours", "an address has one MAC"),
+    "fdb": ("mac", "forwarding entries for", "a MAC has one VTEP"),
+}
+"""What a device state lists: the attribute that no two entries share, and the words for two that do."""
+
+
+def keys_of(name: str, entries: Iterable[Entry]) -> frozenset[object]:
+    return frozenset(map(attrgetter(ENTRIES[name][0]), entries))
+
+
+def key_text(name: str, entry: Entry) -> str:
+    key = getattr(entry, ENTRIES[name][0])
+    return key.hex(":") if isinstance(key, bytes) else str(key)
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceState:
     """What one device of this network namespace should be like.
@@ -84,6 +104,7 @@ class DeviceState:
     routes are ours, is `DeviceState(name, up=None, routes=...)`.
 
     Raises ValueError when two routes share a prefix, two neighbours an address or two forwarding entries a MAC.
+    `keys` are these prefixes, addresses and MACs; see `exchanged`.
     """
 
     name: str
@@ -97,32 +118,63 @@ class DeviceState:
     vxlan: VxlanLink | None = None
     neighbours: frozenset[Neighbour] = frozenset()
     fdb: frozenset[FdbEntry] = frozenset()
+    keys: Mapping[str, frozenset[object]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         where = f"device {self.name}"
-        unique(where, "routes for", "a prefix has one next hop", (route.prefix for route in self.routes))
-        unique(where, "neighbours", "an address has one MAC", (each.address for each in self.neighbours))
-        unique(where, "forwarding entries for", "a MAC has one VTEP", (each.mac.hex(":") for each in self.fdb))
+        object.__setattr__(self, "keys", {name: keys_of(name, getattr(self, name)) for name in ENTRIES})
+        for name, (_, what, rule) in ENTRIES.items():
+            if len(self.keys[name]) != len(getattr(self, name)):
+                unique(where, what, rule, (key_text(name, entry) for entry in getattr(self, name)))
         if self.vxlan is None and (self.neighbours or self.fdb):
             raise ValueError(f"{where}: neighbours and forwarding entries are for a VXLAN device of our own")
+
+    @property
+    def prefixes(self) -> frozenset[object]:
+        """What is routed through the device."""
+        return self.keys["routes"]
+
+    def exchanged(self, gone: Mapping[str, Iterable[Entry]], come: Mapping[str, Iterable[Entry]]) -> "DeviceState":
+        """This state without the entries `gone`, which it has, and with `come`, each by the name of its field.
+
+        One entry costs one: the others are neither hashed nor compared. Raises ValueError as the constructor does.
+        """
+        state = object.__new__(DeviceState)
+        for each in fields(self):
+            object.__setattr__(state, each.name, getattr(self, each.name))
+        keys = dict(self.keys)
+        for name in ENTRIES:
+            leave, enter = frozenset(gone.get(name, ())), frozenset(come.get(name, ()))
+            if leave or enter:
+                entries = (getattr(self, name) - leave) | enter
+                keys[name] = (keys[name] - keys_of(name, leave)) | keys_of(name, enter)
+                object.__setattr__(state, name, entries)
+                if len(keys[name]) != len(entries):
+                    state.__post_init__()  # says what is there twice
+                    return state
+        object.__setattr__(state, "keys", keys)
+        return state
 
 
 @dataclass(frozen=True, slots=True)
 class DesiredState:
-    """All devices that are to carry objects of ours, and the prefixes to which packets are thrown away.
+    """All devices that are to carry objects of ours, and the prefixes to which packets go no further.
 
     `blackholes` become `blackhole <prefix> proto 112` in the main table (flannel's --ip-blackhole-route): what no more
-    specific route takes is dropped instead of leaving by the default route. Raises ValueError for a device named twice
-    and for a prefix routed twice.
+    specific route takes is dropped instead of leaving by the default route. `unreachables` become `unreachable <prefix>
+    proto 112 metric 1000000`: who sends there is told (ICMP), and any other route for the prefix, as a bridge's, is
+    preferred. Raises ValueError for a device named twice and for a prefix routed twice.
     """
 
     devices: tuple[DeviceState, ...] = ()
     blackholes: frozenset[IPNetwork] = frozenset()
+    unreachables: frozenset[IPNetwork] = frozenset()
 
     def __post_init__(self) -> None:
         unique("desired state", "states of device", "give one", (device.name for device in self.devices))
-        routed = [route.prefix for device in self.devices for route in device.routes]
-        unique("desired state", "routes for", "a prefix has one next hop", [*routed, *self.blackholes])
+        routed = [device.prefixes for device in self.devices]
+        if len(self.blackholes.union(*routed)) != len(self.blackholes) + sum(map(len, routed)):
+            unique("desired state", "routes for", "a prefix has one next hop", chain(self.blackholes, *routed))
 
 
 def unique(where: str, what: str, rule: str, keys: Iterable[object]) -> None:
@@ -136,7 +188,8 @@ def unique(where: str, what: str, rule: str, keys: Iterable[object]) -> None:
 class ObjectError:
     """One object that could not be brought to its desired state, and why, in words for people.
 
-    `object` opens with its kind: device, address, sysctl, blackhole; or route, neighbour, fdb: those of one peer.
+    `object` opens with its kind: device, address, sysctl, blackhole, unreachable; or route, neighbour, fdb: those of
+    one peer.
     """
 
     object: str

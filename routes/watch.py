@@ -102,14 +102,18 @@ class KernelReconciler:
         self._files: FileEvents | None = None
 
     def set_desired(
-        self, states: DeviceState | Iterable[DeviceState], blackholes: frozenset[IPNetwork] = frozenset()
+        self,
+        states: DeviceState | Iterable[DeviceState],
+        blackholes: frozenset[IPNetwork] = frozenset(),
+        unreachables: frozenset[IPNetwork] = frozenset(),
     ) -> None:
         """From now on the kernel should be like `states`, which are complete: what they do not list is removed.
 
         Routes are swept on the devices that are named, or were before: name the underlay also while it carries none.
         Raises ValueError for two states of one device and two routes for one prefix.
         """
-        self._desired = DesiredState((states,) if isinstance(states, DeviceState) else tuple(states), blackholes)
+        devices = (states,) if isinstance(states, DeviceState) else tuple(states)
+        self._desired = DesiredState(devices, blackholes, unreachables)
         self._flush_wanted = True
         self._wake.set()
 
@@ -147,7 +151,7 @@ class KernelReconciler:
             self._watch_files(None)
 
     async def withdraw(self) -> ReconcileResult:
-        """Remove our addresses, routes, blackholes and VXLAN devices, and want nothing any more; also after `run`.
+        """Remove our addresses, routes and VXLAN devices, and want nothing any more; also after `run`.
 
         Without it everything stays as it is, and a process that starts later takes it over.
         """

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from operator import attrgetter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from operator import attrgetter, itemgetter
 from types import MappingProxyType
 
 from fabric.calc.claims import OURS, Claim, Claims, claim_of
 from fabric.calc.devices import devices_of, own_mac
+from fabric.calc.parts import Part, Stretches, joined, part_of
 from fabric.calc.reach import Reach, reach
 from fabric.calc.words import Node, OnLink, Outcome, Verdict
-from fabric.identity import differing
-from fabric.model import (
-    Address,
-    ExtensionPeer,
-    ForwardingState,
-    KernelState,
-    Lease,
-    LocalVtep,
-)
+from fabric.identity import differing, ends
+from fabric.model import Address, ExtensionPeer, ForwardingState, KernelState, Lease, LocalVtep
 
 NOTHING: OnLink = MappingProxyType({})
 NOT_KNOWN = object()
+NOT_REFUSED: Mapping[int, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,30 +40,50 @@ class Memo:
     costs one, not 1,000.
 
     It changes no answer. Leases are told apart by identity, which `LeaseTable` keeps for an unchanged lease. Holders
-    are kept only while no two leases clash: what follows from a clash depends on the age of all.
+    and parts are kept only while no two leases clash: what follows from a clash depends on the age of all.
     """
 
     def __init__(self) -> None:
         self._node: Node | None = None
-        self._facts: dict[int, _Facts] = {}
-        self._judged: list[_Facts] = []
+        self._on_link: OnLink = NOTHING
+        self._leases: tuple[Lease, ...] = ()  # in key order, no key twice
+        self._facts: tuple[_Facts, ...] = ()  # of these leases
+        self._stretches: Stretches[_Facts, Part] = Stretches(_part)
+        self._judged: tuple[_Facts, ...] = ()
         self._claims: Claims | None = None
 
-    def facts(self, node: Node, leases: Iterable[Lease], on_link: OnLink) -> list[_Facts]:
-        """The facts of each lease; what is not asked for again is forgotten."""
+    def facts(self, node: Node, leases: Iterable[Lease], on_link: OnLink) -> tuple[_Facts, ...]:
+        """The facts of each lease, in key order; what is not asked for again is forgotten."""
         if node != self._node:
-            self._facts, self._claims = {}, None
-        old = self._facts
-        found = []
-        for lease in leases:
-            held = old.get(id(lease))
-            if held is None or held.lease is not lease or (held.links and not _still(held, on_link)):
-                held = _facts(node, lease, on_link)
-            found.append(held)
-        self._node, self._facts = node, {id(item.lease): item for item in found}
-        return found
+            self._node, self._leases, self._facts, self._claims = node, (), (), None
+            self._stretches = Stretches(_part)
+        if on_link is not self._on_link:
+            self._on_link = on_link
+            self._look_at_links(node)
+        given = leases if isinstance(leases, tuple) else ordered(leases)
+        front, back = ends(self._leases, given)
+        if not _ascending(given[max(0, front - 1) : len(given) - back + 1]):
+            given = ordered(given)
+            front, back = ends(self._leases, given)
+        old = self._facts[front : len(self._facts) - back]
+        held = {item.lease.key: item for item in old}
+        new = [_again(node, lease, held.get(lease.key), on_link) for lease in given[front : len(given) - back]]
+        self._take(front, len(old), new)
+        self._leases = given
+        return self._facts
 
-    def refusals(self, node: Node, facts: list[_Facts]) -> dict[int, str]:
+    def _look_at_links(self, node: Node) -> None:
+        """Something else may be on link now."""
+        for place, item in enumerate(self._facts):
+            if item.links and not _still(item, self._on_link):
+                self._take(place, 1, [_facts(node, item.lease, self._on_link)])
+
+    def _take(self, place: int, count: int, new: Sequence[_Facts]) -> None:
+        if count or new:
+            self._facts = (*self._facts[:place], *new, *self._facts[place + count :])
+            self._stretches.replace(place, count, new)
+
+    def refusals(self, node: Node, facts: tuple[_Facts, ...]) -> dict[int, str]:
         """Why a lease does not get what it claims, by the identity of its facts; only where another one is why.
 
         `facts` are those that `facts` gave for this node.
@@ -87,23 +103,36 @@ class Memo:
         self._judged = facts
         return refused
 
+    def whole(self, facts: tuple[_Facts, ...], refused: Mapping[int, str]) -> Part:
+        """What all leases add to the outcome together."""
+        return _part(facts, refused) if refused else joined(self._stretches.sums)
+
 
 def calculate(node: Node, leases: Iterable[Lease], memo: Memo | None = None, on_link: OnLink = NOTHING) -> Outcome:
-    """The desired state for `leases` (any order, duplicates allowed, our own may be among them)."""
-    found = {lease.key: lease for lease in leases}
-    found[node.lease.key] = node.lease
+    """The desired state for `leases` (any order, of two with one key the later; our own may be among them)."""
     memo = memo or Memo()
-    facts = memo.facts(node, sorted(found.values(), key=attrgetter("key")), on_link)
-    return _outcome(node, facts, memo.refusals(node, facts))
+    facts = memo.facts(node, leases, on_link)
+    return _outcome(node, memo.whole(facts, memo.refusals(node, facts)))
+
+
+def ordered(leases: Iterable[Lease]) -> tuple[Lease, ...]:
+    """By key, the last one of each."""
+    return tuple(sorted({lease.key: lease for lease in leases}.values(), key=attrgetter("key")))
+
+
+def _ascending(leases: Sequence[Lease]) -> bool:
+    return all(before.key < after.key for before, after in pairwise(leases))
 
 
 def _judge(node: Node, facts: Iterable[_Facts]) -> tuple[Claims, dict[int, str]]:
     """Who holds what, and who does not get it. Clashes go to the older lease: revision, then key."""
-    claims = Claims(claim_of(node, node.lease))
+    ours = claim_of(node, node.lease)
+    claims = Claims(ours)
     refused = {}
-    for item in sorted(facts, key=lambda item: (item.lease.revision, item.lease.key)):
-        if item.lease is node.lease:
-            claims.own(item.claim)
+    others = [(item.lease.revision, item.lease.key, item) for item in facts if item.lease.key != node.lease.key]
+    for _, _, item in sorted([*others, (node.lease.revision, node.lease.key, None)], key=itemgetter(0, 1)):
+        if item is None:
+            claims.own(ours)
             continue
         refusal = claims.judge(item.lease, item.claim)
         if refusal != item.claim.invalid:
@@ -126,6 +155,17 @@ def _still(facts: _Facts, on_link: OnLink) -> bool:
     return all(on_link.get(address, NOT_KNOWN) == known for address, known in facts.links)
 
 
+def _again(node: Node, lease: Lease, held: _Facts | None, on_link: OnLink) -> _Facts:
+    """The facts of `lease`; what it had before under its key is kept as far as it holds."""
+    if held is None or (held.links and not _still(held, on_link)):
+        return _facts(node, lease, on_link)
+    if held.lease is lease:
+        return held
+    if replace(lease, expires=held.lease.expires) == held.lease:  # renewed
+        return replace(held, lease=lease, verdict=replace(held.verdict, lease=lease))
+    return _facts(node, lease, on_link)
+
+
 def _facts(node: Node, lease: Lease, on_link: OnLink) -> _Facts:
     claim = claim_of(node, lease)
     subnets = [] if claim.invalid else node.subnets(lease)
@@ -133,7 +173,7 @@ def _facts(node: Node, lease: Lease, on_link: OnLink) -> _Facts:
     asked = [found.asked for _, found in reaches if found.asked]
     links = tuple((address, on_link.get(address, NOT_KNOWN)) for address in asked)
     verdict = Verdict(lease, claim.invalid) if claim.invalid else _verdict(lease, reaches)
-    is_peer = lease is not node.lease and not _is_own(node, lease)
+    is_peer = lease.key != node.lease.key and not _is_own(node, lease)
     return _Facts(lease, claim, tuple(found for _, found in reaches), links, verdict, is_peer)
 
 
@@ -147,21 +187,27 @@ def _verdict(lease: Lease, reaches: list[tuple[int, Reach]]) -> Verdict:
     return Verdict(lease, reason, " / ".join(ways))
 
 
-def _outcome(node: Node, facts: Iterable[_Facts], refused: Mapping[int, str]) -> Outcome:
+def _part(facts: Iterable[_Facts], refused: Mapping[int, str] = NOT_REFUSED) -> Part:
+    """What these leases add to the outcome where `refused` do not get what they claim."""
     peers = [item for item in facts if item.is_peer]
-    reaches = [found for item in peers if id(item) not in refused for found in item.reaches]
-    used = [found for found in reaches if found.way]
+    return part_of(
+        [Verdict(item.lease, refused[id(item)]) if id(item) in refused else item.verdict for item in peers],
+        [found for item in peers if id(item) not in refused for found in item.reaches],
+    )
+
+
+def _outcome(node: Node, whole: Part) -> Outcome:
     own = node.conf.backend.encapsulation
-    verdicts = tuple([
-        Verdict(item.lease, refused[id(item)]) if id(item) in refused else item.verdict for item in peers
-    ])  # fmt: skip
+    extension = node.conf.backend.type == "extension"
     return Outcome(
-        ForwardingState(node.conf.backend.vni, _vteps(node), tuple([found.peer for found in used if found.peer])),
-        KernelState(devices_of(node, used)),
-        verdicts,
-        formats_needed=frozenset().union({own} if own else (), *{found.formats for found in reaches}),
-        asked=frozenset(found.asked for found in reaches if found.asked),
-        extension=tuple(_extension(verdict.lease) for verdict in verdicts if verdict.way == "extension"),
+        ForwardingState(node.conf.backend.vni, _vteps(node), whole.peers),
+        KernelState(devices_of(node, whole)),
+        whole.verdicts,
+        formats_needed=whole.formats | ({own} if own else frozenset()),
+        asked=whole.asked,
+        extension=tuple(
+            _extension(verdict.lease) for verdict in whole.verdicts if extension and verdict.way == "extension"
+        ),
     )
 
 

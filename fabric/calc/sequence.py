@@ -75,6 +75,8 @@ def _joined(old: ForwardingState | None, new: ForwardingState) -> tuple[Forwardi
     gone = {peer.underlay: peer for peer in only_old if peer.encapsulation}
     if not gone:
         return new, set()
+    if not only_new and (old.vni, old.vteps) == (new.vni, new.vteps) and len(gone) == len(only_old):
+        return old, set()  # nothing can be in the way of those that go
     fresh = set(map(id, only_new))
     taken, peers = Spans(), []
     lost = {prefix for peer in gone.values() for prefix in peer.prefixes}

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fabric.cli.main import Refused
+from fabric.cli.asking import Refused
 from fabric.daemon.flannel import Flannel
-from fabric.errors import TrafficError
+from fabric.errors import FabricError, TrafficError
 
 if TYPE_CHECKING:
     from routes.vxlan import VxlanDevice
@@ -81,12 +81,22 @@ def _subnet_env(path: Path) -> dict[str, str]:
 @click.option("--dry-run", is_flag=True, help="only look")
 @click.option("--json", "as_json", is_flag=True, help="print what was found as JSON")
 @click.option("--subnet-file", default="/run/flannel/subnet.env", show_default=True, help="flanneld's --subnet-file")
-def adopt(dry_run: bool, as_json: bool, subnet_file: str) -> None:
+@click.option("--back", is_flag=True, help="the other way: make the node ready for flanneld")
+@click.argument("fabricd_flags", nargs=-1, type=click.UNPROCESSED, metavar="[-- FABRICD_FLAGS]")
+def adopt(dry_run: bool, as_json: bool, subnet_file: str, back: bool, fabricd_flags: tuple[str, ...]) -> None:
     """Take this node over from a stopped flanneld: show what it left, and remove what is in the way.
 
     fabricd does this by itself at its start. Subnet, MAC, device name and public IP go on as they are.
+
+    With --back, after fabricd was stopped: make the kernel's device that flanneld goes on with, so that no other node
+    notices the change; give the flags with which fabricd ran. Once flanneld runs, the same removes our firewall rules.
     """
     host = Flannel()
+    if back:
+        _give_back(host, dry_run, as_json, fabricd_flags)
+        return
+    if fabricd_flags:
+        raise click.UsageError("fabricd's flags are for --back only")
     try:
         found = look(host, Path(subnet_file))
         if as_json:
@@ -100,6 +110,27 @@ def adopt(dry_run: bool, as_json: bool, subnet_file: str) -> None:
         for line in act(host):
             click.echo(line, err=as_json)
     except (OSError, TrafficError) as error:
+        raise Refused(str(error)) from None
+
+
+def _give_back(host: Flannel, dry_run: bool, as_json: bool, words: tuple[str, ...]) -> None:
+    from fabric import flags
+    from fabric.cli import give_back
+
+    try:
+        options = flags.parse(words)
+        if not dry_run:
+            give_back.check_stopped(options.run_dir)
+        found = give_back.plan(options, host)
+        if as_json:
+            click.echo(json.dumps(found.described(), indent=2))
+        else:
+            click.echo("\n".join(found.lines()))
+        if dry_run:
+            return
+        for line in give_back.act(found):
+            click.echo(line, err=as_json)
+    except (OSError, FabricError) as error:
         raise Refused(str(error)) from None
 
 

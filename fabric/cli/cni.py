@@ -10,9 +10,10 @@ from typing import Any
 
 import click
 
+from fabric.cni import launcher
 from fabric.files import make_dir, write_atomic
 
-PROGRAM = "fabric-cni"
+PROGRAM = launcher.PROGRAM
 CONFLIST = "10-fabric.conflist"  # runtimes take the first file by name: before 10-flannel.conflist
 CHAINED = {"bandwidth": {"bandwidth": True}}
 """Plugins put behind ours where they are installed, with their capabilities. A port of the daemon cannot be shaped."""
@@ -27,6 +28,21 @@ def conflist(name: str, kind: str, bin_dir: Path, settings: dict[str, str]) -> d
             plugins.append({"type": plugin, "capabilities": wanted})
     versions = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"]
     return {"cniVersion": "1.0.0", "cniVersions": versions, "name": name, "plugins": plugins}
+
+
+def put(program: Path, path: Path, force: bool) -> str:
+    """Make `path` start the plugin: by a launcher, or by a link where that cannot be. What was done. Raises OSError."""
+    text = launcher.here().encode()
+    if not text:
+        return link(program, path, force)
+    if path.is_file() and not path.is_symlink():
+        content = path.read_bytes()
+        if content == text:
+            return f"{path} is as it should be already"
+        if launcher.MARK.encode() not in content and not force:
+            raise FileExistsError(f"{path} is another program: move it away, or use --force")
+    write_atomic(path, text, 0o755, 0o755)
+    return f"{path} written: starts {program}"
 
 
 def link(target: Path, path: Path, force: bool) -> str:
@@ -71,11 +87,11 @@ def cni() -> None:
 def install(
     bin_dir: str, conf_dir: str, kind: str, name: str, run_dir: str, subnet_file: str, flannel: bool, force: bool
 ) -> None:
-    """Link the plugin into --bin-dir and write a network for it into --conf-dir.
+    """Put the plugin into --bin-dir and write a network for it into --conf-dir.
 
     bandwidth is chained behind it where --bin-dir has it; port mappings are done by the plugin itself.
     """
-    from fabric.cli.main import Refused
+    from fabric.cli.asking import Refused
     from fabric.cni.protocol import is_name
 
     program = Path(sys.executable).with_name(PROGRAM)
@@ -87,7 +103,7 @@ def install(
     settings = {key: str(Path(value).absolute()) for key, value in given.items() if value}
     try:
         for linked in (PROGRAM, *(("flannel",) if flannel else ())):
-            click.echo(link(program, Path(bin_dir) / linked, force))
+            click.echo(put(program, Path(bin_dir) / linked, force))
         content = conflist(name, kind, Path(bin_dir), settings)
         click.echo(write_conflist(Path(conf_dir) / CONFLIST, content, force))
     except OSError as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from fabric.cli.main import Refused
+from fabric.cli.asking import Refused
 from fabric.install import environment, steps
 from fabric.install.layout import PREFIX, Layout
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
@@ -42,7 +43,7 @@ def status(result: Mapping[str, Any]) -> Table:
         peers_text += f", {result['peers']['quarantined']} quarantined (see: fabricctl peers)"
     rows = {
         "node": f"{result['node']} (fabricd {result['version']}, pid {result['pid']})",
-        "up for": _duration(result["uptime"]),
+        "up for": duration(result["uptime"]),
         "subnet": ", ".join(result["subnets"]),
         "lease ends": _until(result["lease"]["expires"]),
         "interface": f"{result['interface']} {', '.join(result['underlay'])}",
@@ -53,16 +54,17 @@ def status(result: Mapping[str, Any]) -> Table:
         "store": f"{store['kind']}, {store['url']}: "
         + ("available" if store["available"] else f"unavailable: {store['reason']}"),
         "firewall": _firewall(result["firewall"]),
+        "policy": _policy(result["policy"]),
         "health": ("ready" if result["health"]["ready"] else "not ready")
         + (f", asked at {result['health']['endpoint']}" if result["health"]["endpoint"] else ""),
     }
     for name, value in dataplane.items():
         rows[f"data path {name}".replace("_", " ")] = _words(value)
     for name, value in rows.items():
-        table.add_row(name, _text(str(value)))
-    for name in ("health", "kernel", "firewall"):
+        table.add_row(name, text(str(value)))
+    for name in ("health", "kernel", "firewall", "policy"):
         for problem in result[name]["problems"]:
-            table.add_row(f"{name} problem", _text(problem), style="red")
+            table.add_row(f"{name} problem", text(problem), style="red")
     return table
 
 
@@ -71,18 +73,27 @@ def _firewall(firewall: Mapping[str, Any]) -> str:
     return " and ".join(text for name, text in wanted if firewall[name]) or "no rules wanted"
 
 
+def _policy(policy: Mapping[str, Any]) -> str:
+    if not policy["sources"]:
+        return "off"
+    sources = ", ".join(policy["sources"])
+    if not policy["snapshot"]:
+        return f"{sources}: not known yet, pods are closed"
+    return f"{policy['objects']} objects of {sources}, snapshot {policy['snapshot']}"
+
+
 def leases(result: Sequence[Mapping[str, Any]]) -> Table:
     """One row per lease, our own marked."""
-    table = _table("", "subnet", "owner", "public IP", "backend", "MAC", "ends", "state")
+    table = grid("", "subnet", "owner", "public IP", "backend", "MAC", "ends", "state")
     for lease in result:
         table.add_row(
             "*" if lease["own"] else "",
-            _text(", ".join(lease["subnets"]) or lease["key"]),
-            _text(lease["owner"]),
+            text(", ".join(lease["subnets"]) or lease["key"]),
+            text(lease["owner"]),
             ", ".join(lease["public"]),
-            _text(lease.get("backend", "")),
+            text(lease.get("backend", "")),
             ", ".join(lease.get("macs", [])),
-            "never" if lease["ttl"] is None else f"in {_duration(lease['ttl'])}",
+            "never" if lease["ttl"] is None else f"in {duration(lease['ttl'])}",
             _state(lease),
         )
     return table
@@ -90,12 +101,12 @@ def leases(result: Sequence[Mapping[str, Any]]) -> Table:
 
 def peers(result: Sequence[Mapping[str, Any]]) -> Table:
     """One row per lease."""
-    table = _table("subnet", "public IP", "way", "MAC", "lease ends", "state")
+    table = grid("subnet", "public IP", "way", "MAC", "lease ends", "state")
     for peer in result:
         table.add_row(
-            _text(", ".join(peer["subnets"]) or peer["key"]),
+            text(", ".join(peer["subnets"]) or peer["key"]),
             ", ".join(peer["public"]),
-            _text(peer["way"]),
+            text(peer["way"]),
             ", ".join(peer.get("macs", [])),
             _until(peer.get("expires")),
             _state(peer),
@@ -107,39 +118,95 @@ def _state(item: Mapping[str, Any]) -> Text:
     """The state of a lease in its colour, and why it is not used (wholly)."""
     state = Text(item["state"], style=STATE_STYLE.get(item["state"], ""))
     if item["reason"]:
-        state.append(_text(f": {item['reason']}"))
+        state.append(text(f": {item['reason']}"))
     return state
 
 
 def routes(result: Sequence[Mapping[str, Any]]) -> Table:
     """One row per route."""
-    table = _table("prefix", "via", "device", "underlay", "MTU")
+    table = grid("prefix", "via", "device", "underlay", "MTU")
     for route in result:
         table.add_row(route["prefix"], route["via"], route["device"], route["underlay"], str(route["mtu"]))
     return table
 
 
 def pods(result: Sequence[Mapping[str, Any]]) -> Table:
-    """One row per interface. A pod whose runtime gave no name has its container's id; the port's own name is last."""
-    table = _table("NAMESPACE", "NAME", "IP", "PORT", "KIND", "AGE", "")
+    """One row per interface. A pod whose runtime gave no name has its container's id; what is wrong is last."""
+    table = grid("NAMESPACE", "NAME", "IP", "PORT", "KIND", "AGE", "SENT", "RECEIVED", "DROPS", "")
     for item in result:
         pod = item["pod"]
         table.add_row(
-            _text(pod["namespace"] or "-"),
-            _text(pod["name"] or pod["container_id"] or "-"),
+            text(pod["namespace"] or "-"),
+            text(pod["name"] or pod["container_id"] or "-"),
             ", ".join(item["addresses"]),
-            _text(item["name"]),
+            text(item["name"]),
             item["kind"],
-            _duration(max(0.0, time() - item["since"])),
-            _text(item["problem"]),
+            duration(max(0.0, time() - item["since"])),
+            *_traffic(item.get("traffic")),
+            text(item["problem"]),
             style="red" if item["problem"] else None,
         )
     return table
 
 
+def _traffic(counts: Mapping[str, int] | None) -> tuple[str, str, str]:
+    """Bytes and frames from a pod and to it, and drops; nothing for a pod that passes no worker."""
+    if counts is None:
+        return "", "", ""
+    sent, received = (f"{decimal(counts[f'bytes_{way}'])} ({counts[f'frames_{way}']:,})" for way in ("from", "to"))
+    return sent, received, f"{counts['drops']:,}"
+
+
+def print_policies(result: Mapping[str, Any], console: Console | None = None) -> None:
+    """One row per policy object, then what is wrong."""
+    console = console or Console()
+    table = grid("KIND", "NAMESPACE", "NAME", "WHERE", "STATE")
+    for item in result["objects"]:
+        bad = item["state"] not in ("in force", "staged")
+        table.add_row(
+            item["kind"], text(item["namespace"] or "-"), text(item["name"]), text(item["place"] or "-"),
+            item["state"], style="red" if bad else None,
+        )  # fmt: skip
+    console.print(table)
+    sources = ", ".join(result["sources"])
+    snapshot = f"snapshot {result['snapshot']}" if result["snapshot"] else "no snapshot yet: pods are closed"
+    console.print(text(f"{sources}: {snapshot}"))
+    for problem in result["problems"]:
+        console.print(Text.assemble(("problem: ", "red"), text(problem)))
+
+
+def print_cut_flows(result: Mapping[str, Any], console: Console | None = None) -> None:
+    """What is compared, then one row per flow that would be cut."""
+    console = console or Console()
+    if result["shown"]:
+        table = grid("PROTOCOL", "FROM", "TO", "PORT", "STATE", "CUT BY")
+        for flow in result["shown"]:
+            table.add_row(
+                flow["protocol"], text(_named(flow["source"], flow["source_pod"])),
+                text(_named(flow["destination"], flow["destination_pod"])),
+                "-" if flow["port"] is None else str(flow["port"]), flow["state"], text(flow["rule"]),
+            )  # fmt: skip
+        console.print(table)
+    changes = ", ".join(result["changes"])
+    console.print(text(f"{changes} would cut {result['cut']} of {result['flows']} live flows of this node"))
+
+
+def _named(address: str, pod: str) -> str:
+    return f"{address} ({pod})" if pod else address
+
+
+def print_hits(result: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
+    """One row per rule."""
+    table = grid("RULE", "WHERE")
+    table.add_column("FLOWS", justify="right")
+    for item in result:
+        table.add_row(text(item["rule"]), text(item["place"] or "-"), f"{item['hits']:,}")
+    (console or Console()).print(table)
+
+
 def counters(result: Mapping[str, int], every: bool) -> Table:
     """One row per counter, zeros left out unless `every`."""
-    table = _table("counter")
+    table = grid("counter")
     table.add_column("value", justify="right")
     for name, value in result.items():
         if value or every:
@@ -147,24 +214,26 @@ def counters(result: Mapping[str, int], every: bool) -> Table:
     return table
 
 
-def _table(*columns: str) -> Table:
+def grid(*columns: str) -> Table:
+    """An empty table with these columns."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
 
 
-def _text(value: str) -> Text:
+def text(value: str) -> Text:
     """Text as it is, markup and terminal control characters disarmed: others write keys and values of the store."""
     return Text("".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in value))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """`1:02:03`."""
     return str(timedelta(seconds=int(seconds)))
 
 
 def _until(expires: float | None) -> str:
-    return "never" if expires is None else f"in {_duration(max(0.0, expires - time()))}"
+    return "never" if expires is None else f"in {duration(max(0.0, expires - time()))}"
 
 
 def _words(value: Any) -> str:

@@ -21,12 +21,10 @@ each other except for IPAM's lock; calls for one container do.
 
 What cannot be told to a daemon that is stuck or away is written down and told by a later call (`Store.postpone`).
 
-Start-up is paid for every pod, so modules are loaded when they are needed, values are named tuples, and pyroute2's
-messages come without the rest of pyroute2 (docs/adr/0016).
+Start-up is paid for every pod, so modules are loaded when they are needed, values are named tuples, netlink messages
+are packed by hand, and the interpreter starts without `site` (`launcher`, docs/adr/0016).
 
 Limits. Linux, 64 bit. The runtime is trusted as root is: what is checked is that its input means what it says. IPv6
-sources of routed pairs are not filtered here. Bandwidth is left to chained plugins. After a restart of the daemon,
-ports are not made again by the plugin, and 127.0.0.1 leads to ports of the daemon again when the next one with a
-mapping comes (the node port is a new device then, without `route_localnet`). docs/cni.md has the keys, the codes and
-what the specification demands.
+sources of routed pairs are not filtered here. Bandwidth is left to chained plugins. docs/cni.md has the keys, the codes
+and what the specification demands.
 """

@@ -10,36 +10,37 @@ from ipaddress import ip_interface
 from typing import NamedTuple
 
 from fabric.cni.errors import IO_FAILURE, CniError
-from fabric.cni.links import Link, perform, refused
+from fabric.cni.links import Link, hardware, perform, refused
 from fabric.cni.result import Address, AddressInterface, Network, Route
-from routes.codec import bare_package, ifaddrmsg, rtmsg
 from routes.netlink import (
     NLM_F_APPEND,
     NLM_F_CREATE,
     NLM_F_EXCL,
     NLM_F_REPLACE,
     RTM_DELADDR,
+    RTM_DELNEIGH,
     RTM_DELROUTE,
     RTM_GETADDR,
     RTM_GETROUTE,
     RTM_NEWADDR,
+    RTM_NEWNEIGH,
     RTM_NEWROUTE,
-    Message,
     Netlink,
 )
-
-with bare_package("pyroute2"):
-    from pyroute2.netlink.rtnl.ndmsg import ndmsg
+from routes.wire import ADDRESS, HEADER, NEIGHBOUR, NUMBER, ROUTE, attribute, attributes, network, number
 
 ROUTE_PROTOCOL = 113
 """rtm_protocol of the host's routes to pods. Not 112: routes of that number on the node port are the daemon's to
 sweep. linux/rtnetlink.h assigns it to nobody."""
 RTPROT_STATIC = 4
-RTM_NEWNEIGH, RTM_DELNEIGH = 28, 29
 NUD_PERMANENT, NTF_PROXY = 0x80, 0x08
 IFA_F_NODAD = 0x02
 RT_TABLE_MAIN, RTN_UNICAST = 254, 1
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_NOWHERE = 0, 253, 255
+IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST, IFA_FLAGS = 1, 2, 4, 8
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_METRICS, RTA_TABLE = 1, 4, 5, 6, 8, 15
+RTAX_MTU, RTAX_ADVMSS = 2, 8
+NDA_DST, NDA_LLADDR = 1, 2
 _NOT_THERE = (errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL)
 
 
@@ -53,12 +54,9 @@ class KernelRoute(NamedTuple):
 
 def add_address(netlink: Netlink, link: Link, address: AddressInterface) -> None:
     """Without duplicate detection: IPAM gave it to nobody else, and the pod is not to wait for it."""
-    message = _address_message(link.ifindex, address)
-    if address.version == 6:
-        message["flags"] = IFA_F_NODAD
-        message["attrs"].append(("IFA_FLAGS", IFA_F_NODAD))
-    elif address.network.prefixlen < 31:
-        message["attrs"].append(("IFA_BROADCAST", str(address.network.broadcast_address)))
+    message = _address_message(link.ifindex, address, IFA_F_NODAD if address.version == 6 else 0)
+    if address.version == 4 and address.network.prefixlen < 31:
+        message += attribute(IFA_BROADCAST, address.network.broadcast_address.packed)
     error = netlink.perform([(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, message)])[0]
     if error is not None and error.errno != errno.EEXIST:
         raise refused(f"could not add IP address {address} to {link.name!r}", error)
@@ -75,28 +73,24 @@ def addresses(netlink: Netlink, index: int = 0) -> list[tuple[int, AddressInterf
     """(interface index, address) of one interface, or of all when `index` is 0."""
     found = []
     for family in (socket.AF_INET, socket.AF_INET6):
-        message = ifaddrmsg()
-        message["family"], message["index"] = family, index
-        for kind, data in _dump(netlink, RTM_GETADDR, message):
-            answer = ifaddrmsg(data)
-            answer.decode()
-            text = answer.get_attr("IFA_LOCAL") or answer.get_attr("IFA_ADDRESS")
-            if kind == RTM_NEWADDR and text and (not index or answer["index"] == index):
-                found.append((answer["index"], ip_interface(f"{text}/{answer['prefixlen']}")))
+        for kind, data in _dump(netlink, RTM_GETADDR, ADDRESS.pack(family, 0, 0, 0, index)):
+            _, length, _, _, owner = ADDRESS.unpack_from(data, HEADER.size)
+            values = attributes(data, HEADER.size + ADDRESS.size)
+            own = values.get(IFA_LOCAL) or values.get(IFA_ADDRESS)
+            if kind == RTM_NEWADDR and own and (not index or owner == index):
+                found.append((owner, ip_interface((own, length))))
     return found
 
 
 def add_route(netlink: Netlink, link: Link, route: Route, protocol: int = RTPROT_STATIC) -> None:
     """A route through the link; behind one that is there already, as another interface's default route may be."""
-    message = _route_message(link.ifindex, route)
-    message["proto"], message["type"] = protocol, RTN_UNICAST
     scope = RT_SCOPE_UNIVERSE if route.gateway or route.dst.version == 6 else RT_SCOPE_LINK
-    message["scope"] = dict(route.numbers).get("scope", scope)
+    message = _route_message(link.ifindex, route, protocol, dict(route.numbers).get("scope", scope))
     if route.gateway:
-        message["attrs"].append(("RTA_GATEWAY", str(route.gateway)))
-    metrics = [("RTAX_MTU", route.number("mtu")), ("RTAX_ADVMSS", route.number("advmss"))]
-    if any(value for _, value in metrics):
-        message["attrs"].append(("RTA_METRICS", {"attrs": [item for item in metrics if item[1]]}))
+        message += attribute(RTA_GATEWAY, route.gateway.packed)
+    metrics = ((RTAX_MTU, route.number("mtu")), (RTAX_ADVMSS, route.number("advmss")))
+    packed = b"".join(attribute(kind, NUMBER.pack(value)) for kind, value in metrics if value)
+    message += attribute(RTA_METRICS, packed) if packed else b""
     error = netlink.perform([(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_APPEND, message)])[0]
     if error is not None and error.errno != errno.EEXIST:
         via = f" via {route.gateway}" if route.gateway else ""
@@ -106,16 +100,14 @@ def add_route(netlink: Netlink, link: Link, route: Route, protocol: int = RTPROT
 def replace_host_route(netlink: Netlink, link: Link, address: Address) -> None:
     """`<address>/32 dev <link> scope link proto 113`, instead of one that an earlier pod has left."""
     route = Route(ip_interface(address).network)
-    message = _route_message(link.ifindex, route)
-    message["proto"], message["type"] = ROUTE_PROTOCOL, RTN_UNICAST
-    message["scope"] = RT_SCOPE_LINK if address.version == 4 else RT_SCOPE_UNIVERSE
+    scope = RT_SCOPE_LINK if address.version == 4 else RT_SCOPE_UNIVERSE
+    message = _route_message(link.ifindex, route, ROUTE_PROTOCOL, scope)
     perform(netlink, f"route to {address} dev {link.name}", RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, message)
 
 
 def delete_host_route(netlink: Netlink, address: Address) -> None:
     """Remove our route to the address, whatever device it has; nobody else's."""
-    message = _route_message(0, Route(ip_interface(address).network))
-    message["proto"], message["scope"] = ROUTE_PROTOCOL, RT_SCOPE_NOWHERE
+    message = _route_message(0, Route(ip_interface(address).network), ROUTE_PROTOCOL, RT_SCOPE_NOWHERE, 0)
     error = netlink.perform([(RTM_DELROUTE, 0, message)])[0]
     if error is not None and error.errno not in _NOT_THERE:
         raise refused(f"remove route to {address}", error)
@@ -124,50 +116,42 @@ def delete_host_route(netlink: Netlink, address: Address) -> None:
 def routes(netlink: Netlink) -> Iterator[KernelRoute]:
     """All unicast routes of both families, multipath ones left out."""
     for family in (socket.AF_INET, socket.AF_INET6):
-        message = rtmsg()
-        message["family"] = family
-        for kind, data in _dump(netlink, RTM_GETROUTE, message):
-            answer = rtmsg(data)
-            answer.decode()
-            if kind == RTM_NEWROUTE and answer["type"] == RTN_UNICAST:
-                any_address = "0.0.0.0" if family == socket.AF_INET else "::"
-                dst = ip_interface(f"{answer.get_attr('RTA_DST') or any_address}/{answer['dst_len']}").network
-                yield KernelRoute(dst, answer.get_attr("RTA_OIF") or 0, answer["proto"] == ROUTE_PROTOCOL)
+        anywhere = bytes(4 if family == socket.AF_INET else 16)
+        for kind, data in _dump(netlink, RTM_GETROUTE, ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)):
+            _, length, _, _, _, protocol, _, sort, _ = ROUTE.unpack_from(data, HEADER.size)
+            if kind == RTM_NEWROUTE and sort == RTN_UNICAST:
+                values = attributes(data, HEADER.size + ROUTE.size)
+                dst = network(values.get(RTA_DST) or anywhere, length)
+                yield KernelRoute(dst, number(values.get(RTA_OIF)), protocol == ROUTE_PROTOCOL)
 
 
 def device_to(netlink: Netlink, address: Address) -> str:
     """The interface by which the host reaches the address. Raises CniError (112)."""
-    message = rtmsg()
-    message["family"], message["dst_len"] = _family(address.version), address.max_prefixlen
-    message["attrs"] = [("RTA_DST", str(address))]
+    message = ROUTE.pack(_family(address.version), address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
     try:
-        answer = rtmsg(netlink.ask(RTM_GETROUTE, message))
-        answer.decode()
-        return socket.if_indextoname(answer.get_attr("RTA_OIF"))
+        answer = netlink.ask(RTM_GETROUTE, message + attribute(RTA_DST, address.packed))
+        return socket.if_indextoname(number(attributes(answer, HEADER.size + ROUTE.size).get(RTA_OIF)))
     except OSError as error:
         raise refused(f"look up the route to {address}", error) from None
 
 
 def add_neighbour(netlink: Netlink, link: Link, address: Address, mac: str) -> None:
     """A permanent neighbour: nobody is asked for it, and nobody can change it by an answer."""
-    message = _neighbour_message(link.ifindex, address)
-    message["state"] = NUD_PERMANENT
-    message["attrs"].append(("NDA_LLADDR", mac))
+    message = _neighbour_message(link.ifindex, address, state=NUD_PERMANENT)
+    message += attribute(NDA_LLADDR, hardware(mac))
     flags = NLM_F_CREATE | NLM_F_REPLACE
     perform(netlink, f"set neighbour {address} of {link.name}", RTM_NEWNEIGH, flags, message)
 
 
 def add_proxy(netlink: Netlink, index: int, address: Address) -> None:
     """Answer ARP or neighbour solicitations for the address on interface `index`."""
-    message = _neighbour_message(index, address)
-    message["flags"] = NTF_PROXY
+    message = _neighbour_message(index, address, flags=NTF_PROXY)
     perform(netlink, f"answer for {address}", RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, message)
 
 
 def delete_proxy(netlink: Netlink, index: int, address: Address) -> None:
     """Stop answering for the address."""
-    message = _neighbour_message(index, address)
-    message["flags"] = NTF_PROXY
+    message = _neighbour_message(index, address, flags=NTF_PROXY)
     error = netlink.perform([(RTM_DELNEIGH, 0, message)])[0]
     if error is not None and error.errno not in _NOT_THERE:
         raise refused(f"stop answering for {address}", error)
@@ -210,7 +194,7 @@ def forwarding(versions: Iterable[int]) -> tuple[tuple[str, str], ...]:
     return tuple((names[version], "1") for version in sorted(set(versions)))
 
 
-def _dump(netlink: Netlink, kind: int, message: Message) -> list[tuple[int, bytes]]:
+def _dump(netlink: Netlink, kind: int, message: bytes) -> list[tuple[int, bytes]]:
     try:
         return list(netlink.dump(kind, message))
     except OSError as error:
@@ -219,31 +203,25 @@ def _dump(netlink: Netlink, kind: int, message: Message) -> list[tuple[int, byte
         raise refused("ask the kernel for addresses and routes", error) from None
 
 
-def _address_message(index: int, address: AddressInterface) -> ifaddrmsg:
-    message = ifaddrmsg()
-    message["family"] = _family(address.version)
-    message["prefixlen"], message["index"] = address.network.prefixlen, index
-    message["attrs"] = [("IFA_LOCAL", str(address.ip)), ("IFA_ADDRESS", str(address.ip))]
-    return message
+def _address_message(index: int, address: AddressInterface, flags: int = 0) -> bytes:
+    message = ADDRESS.pack(_family(address.version), address.network.prefixlen, flags, 0, index)
+    message += attribute(IFA_LOCAL, address.ip.packed) + attribute(IFA_ADDRESS, address.ip.packed)
+    return message + (attribute(IFA_FLAGS, NUMBER.pack(flags)) if flags else b"")
 
 
-def _route_message(index: int, route: Route) -> rtmsg:
-    message = rtmsg()
-    message["family"], message["dst_len"] = _family(route.dst.version), route.dst.prefixlen
+def _route_message(index: int, route: Route, protocol: int, scope: int, kind: int = RTN_UNICAST) -> bytes:
     table = route.number("table") or RT_TABLE_MAIN
-    message["table"] = table if table < 256 else 0
-    message["attrs"] = [("RTA_DST", str(route.dst.network_address)), ("RTA_TABLE", table)]
-    message["attrs"] += [("RTA_OIF", index)] if index else []
+    number_of_table = table if table < 256 else 0
+    family, length = _family(route.dst.version), route.dst.prefixlen
+    message = ROUTE.pack(family, length, 0, 0, number_of_table, protocol, scope, kind, 0)
+    message += attribute(RTA_DST, route.dst.network_address.packed) + attribute(RTA_TABLE, NUMBER.pack(table))
     priority = route.number("priority")
-    message["attrs"] += [("RTA_PRIORITY", priority)] if priority else []
-    return message
+    message += attribute(RTA_OIF, NUMBER.pack(index)) if index else b""
+    return message + (attribute(RTA_PRIORITY, NUMBER.pack(priority)) if priority else b"")
 
 
-def _neighbour_message(index: int, address: Address) -> ndmsg:
-    message = ndmsg()
-    message["family"], message["ifindex"] = _family(address.version), index
-    message["attrs"] = [("NDA_DST", str(address))]
-    return message
+def _neighbour_message(index: int, address: Address, state: int = 0, flags: int = 0) -> bytes:
+    return NEIGHBOUR.pack(_family(address.version), index, state, flags, 0) + attribute(NDA_DST, address.packed)
 
 
 def _family(version: int) -> int:

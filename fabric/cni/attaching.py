@@ -7,7 +7,7 @@ the other way: the address is free only when nothing uses it any more, the recor
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from fabric.boot import boot_id
@@ -16,7 +16,7 @@ from fabric.cni.attachment import Attachment, Record
 from fabric.cni.config import Conf, wanted_mac
 from fabric.cni.errors import INTERFACE_EXISTS, INVALID_CONFIG, CniError
 from fabric.cni.identity import identity
-from fabric.cni.ipam import Ipam
+from fabric.cni.ipam import Ipam, delete_all
 from fabric.cni.kinds.common import Expected
 from fabric.cni.logs import log
 from fabric.cni.mappings import wanted
@@ -85,6 +85,30 @@ def detach(request: Request, record: Record, conf: Conf, pod: Pod | None, keeper
     _forget(record, told, keeper)
 
 
+def detach_all(leaving: Sequence[tuple[Record, Conf]], keeper: Keeper) -> dict[Attachment, CniError]:
+    """`detach` of many whose containers are gone: each step for all of them, since reservations are looked at whole.
+
+    Those of which something stays, the record among it, and why. The caller holds their locks.
+    """
+    failed: dict[Attachment, CniError] = {}
+    for record, _ in leaving:
+        try:
+            hostside.detach(record)
+            kinds.load(record.kind).detach(record, None)
+        except CniError as error:
+            failed[record.attachment] = error
+    unused = [(record, conf) for record, conf in leaving if record.attachment not in failed]
+    failed |= delete_all((Ipam(conf, _request(record)), record.attachment) for record, conf in unused)
+    for record, _ in unused:
+        try:
+            if record.attachment not in failed:
+                endpoints.withdraw(record)
+                keeper.forget(record)
+        except CniError as error:
+            failed[record.attachment] = error
+    return failed
+
+
 def check(request: Request, record: Record, conf: Conf, pod: Pod) -> None:
     """CHECK against `prevResult`, all of it when the record is lost. Raises CniError."""
     if not conf.folded.get("prevresult"):
@@ -126,6 +150,11 @@ def _forget(record: Record, told: bool, keeper: Keeper) -> None:
     if not told:
         keeper.postpone(record)
     keeper.forget(record)
+
+
+def _request(record: Record) -> Request:
+    """That of a container that is gone."""
+    return Request("DEL", record.attachment.container_id, "", record.attachment.ifname)
 
 
 def _expected(record: Record, previous: Result) -> Expected:

@@ -1,8 +1,9 @@
 """The verbs for configurations of type `flannel`: what flannel's own CNI plugin does, file by file.
 
 It renders a configuration for a delegate from subnet.env and keeps it as `<dataDir>/<container id>`; both plugins read
-each other's files, so either may be there when a pod goes. The delegate `bridge` is done by ourselves; one that asks
-for more than we do (`kinds.bridge.UNSUPPORTED`), and any other delegate, is executed from CNI_PATH.
+each other's files, so either may be there when a pod goes. The delegate `bridge` is done by ourselves, its masquerading
+too; one that asks for more than we do (`kinds.bridge.UNSUPPORTED`), and any other delegate, is executed from CNI_PATH,
+and so is the DEL of a pod that the reference plugin masquerades.
 
 Source: flannel-io/cni-plugin `flannel.go`, `flannel_linux.go`. What differs: DEL removes the file only when the
 delegate was successful, and frees addresses also without a file; CHECK, GC and STATUS do something; `flannel` is no
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fabric import jsonsafe
-from fabric.cni import attaching, delegate, pod, subnet_env
+from fabric.cni import attaching, delegate, hostside, pod, subnet_env
 from fabric.cni.attachment import Attachment, Record
 from fabric.cni.config import Conf, load, valid_attachments
 from fabric.cni.errors import (
@@ -42,6 +43,8 @@ from fabric.files import write_atomic
 
 DEFAULT_DIR = "/var/lib/cni/flannel"
 DELEGATE = "bridge"
+MASQUERADER, OURSELVES = "masqueradedBy", "fabric-cni"
+"""In files of pods that we masquerade. Others with `ipMasq` are the reference bridge's, whose rules only it removes."""
 
 
 class Rendered(NamedTuple):
@@ -79,6 +82,14 @@ def render(conf: Conf, env: SubnetEnv) -> dict[str, Any]:
     return delegated | {"ipam": section}
 
 
+def _masqueraded(conf: Conf, rendered: Conf) -> Conf:
+    """The delegate's configuration with what our masquerading needs besides, if that is asked for."""
+    if not rendered.flag("ipmasq"):
+        return rendered
+    path = conf.path("subnetfile", subnet_env.DEFAULT_PATH)
+    return load({**rendered.document, MASQUERADER: OURSELVES, "subnetFile": path})
+
+
 def add(request: Request, conf: Conf, answer: attaching.Answer) -> None:
     """Save the delegate's configuration, then have the delegate done. Raises CniError, nothing is left then."""
     rendered = _rendered(conf)
@@ -91,9 +102,10 @@ def add(request: Request, conf: Conf, answer: attaching.Answer) -> None:
             files.save(request.container_id, rendered.conf)
             answer(_execute(request, conf, rendered, files))
             return
+        made = _masqueraded(conf, rendered.conf)
         previous = {"prevResult": conf.folded["prevresult"]} if conf.folded.get("prevresult") else {}
-        asked = load({**rendered.conf.document, **previous})
-        keeper = files.keeper()._replace(begin=lambda: files.save(request.container_id, rendered.conf))
+        asked = load({**made.document, **previous})
+        keeper = files.keeper()._replace(begin=lambda: files.save(request.container_id, made))
         attaching.attach(request, asked, DELEGATE, asked.mtu(), inside, keeper, answer)
 
 
@@ -134,6 +146,7 @@ def collect(request: Request, conf: Conf) -> None:
     files, failures = _Files(conf), Failures()
     with files.lock.locked(None, create=False):
         failures.attempt(lambda: _collect_delegate(request, conf, valid))
+        failures.attempt(lambda: hostside.sweep(conf.name, valid))
         for container_id in files.containers():
             if container_id not in containers and files.load(container_id) is not None:
                 log(f"GC: {container_id} is not valid any more")
@@ -214,7 +227,10 @@ class _Files:
         except (OSError, ValueError, AttributeError, CniError) as error:
             log(f"{path} cannot be used, taken as absent: {error}")
             return None
-        return Rendered(conf, _is_ours(conf)) if conf is not None and conf.name == self._network else None
+        if conf is None or conf.name != self._network:
+            return None
+        theirs = conf.folded.get("ipmasq") and conf.folded.get(MASQUERADER.lower()) != OURSELVES
+        return Rendered(conf, _is_ours(conf) and not theirs)
 
     def remove(self, container_id: str) -> None:
         """Raises CniError (5)."""
@@ -274,9 +290,7 @@ def _refuse_missing(rendered: Rendered, request: Request) -> None:
     try:
         delegate.find(rendered.type, request)
     except CniError as error:
-        masquerading = rendered.type == DELEGATE and rendered.conf.folded.get("ipmasq")
-        hint = "FLANNEL_IPMASQ=false leaves masquerading to it: install it, or run fabricd with --ip-masq"
-        raise CniError(error.code, f"failed to delegate add: {error.msg}", hint if masquerading else "") from None
+        raise CniError(error.code, f"failed to delegate add: {error.msg}") from None
 
 
 def _delete_by_names(
@@ -286,6 +300,8 @@ def _delete_by_names(
     ipam = {"type": OURS, **conf.section("ipam")}
     document = {"cniVersion": conf.version, "name": conf.name, "type": DELEGATE, "ipam": ipam}
     lost = Record(attachment, DELEGATE, request.netns, document)
+    with suppress(CniError):  # where the firewall cannot be asked, nothing is in it
+        hostside.detach(lost._replace(document={**document, "ipMasq": True}))
     try:
         if conf.section("delegate").get("type", DELEGATE) == DELEGATE:
             attaching.detach(request, lost, load(document), inside, files.keeper())

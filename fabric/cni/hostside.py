@@ -7,7 +7,7 @@ mappings pay nothing: the firewall's modules are loaded only for those that have
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 from fabric.cni import addressing, subnet_env
@@ -150,6 +150,26 @@ def _open_localhost(asked: HostSide, record: Record) -> None:
         addressing.set_sysctls([(f"net/ipv4/conf/{_device_to(pod)}/route_localnet", "1")])
 
 
+def reopen_localhost(device: str, pods: Iterable[Address]) -> None:
+    """What ADD did for mappings by 127.0.0.1, for a device towards these pods that was made anew.
+
+    Only where one of them has such a mapping, and the chain that keeps 127.0.0.0/8 in is in place. Raises CniError
+    (112).
+    """
+    from fabric.traffic import portmap, portmap_table
+
+    wanted = [portmap.local_element("", pod) for pod in pods if pod.version == 4]
+
+    def look(kernel: Nftables) -> bool:
+        mapped = any(found is not None for found in portmap.look_up(kernel, wanted))
+        return mapped and not portmap_table.broken(kernel)
+
+    if not wanted:
+        return
+    if _with_kernel("look at port mappings", look):
+        addressing.set_sysctls([(f"net/ipv4/conf/{device}/route_localnet", "1")])
+
+
 def _forget_udp(mappings: tuple[Mapping, ...], record: Record, only_pods: bool = False) -> None:
     """Flows that began before the mapping, or whose pod goes. Never raises: they end by themselves, later."""
     if not any(mapping.protocol == "udp" for mapping in mappings):
@@ -166,12 +186,10 @@ def _forget_udp(mappings: tuple[Mapping, ...], record: Record, only_pods: bool =
 
 
 def _may_have(record: Record) -> bool:
-    """Without addresses the record is lost, and only the firewall itself can tell."""
+    """Without addresses the record is lost, and only the firewall itself can tell; flannel's file has never any."""
     conf = load(dict(record.document))
-    if conf.type == FLANNELS_DELEGATE:
-        return False
     try:
-        return not record.ips or bool(wanted(conf))
+        return (not record.ips and conf.type != FLANNELS_DELEGATE) or bool(wanted(conf))
     except CniError:
         return True
 

@@ -5,7 +5,7 @@ Raises CniError throughout, with the code that the IPAM plugin gave.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -92,6 +92,28 @@ class Ipam(NamedTuple):
             delegate.run(self.type, self.request, self.conf.document, "DEL")
         except CniError as error:
             log(f"DEL of IPAM plugin {self.type} after its failed ADD: {error}")
+
+
+def delete_all(leaving: Iterable[tuple[Ipam, Attachment]]) -> dict[Attachment, CniError]:
+    """`Ipam.delete` for many, with one look at each directory of reservations; those that kept something, and why."""
+    failed: dict[Attachment, CniError] = {}
+    together: dict[ranges.Place, list[Attachment]] = {}
+    for ipam, attachment in leaving:
+        try:
+            if ipam.type != OURS:
+                ipam.delete(attachment)
+                continue
+            with _translated():
+                together.setdefault(ranges.place(ipam.conf.document), []).append(attachment)
+        except CniError as error:
+            failed[attachment] = error
+    for place, attachments in together.items():
+        try:
+            with _translated():
+                allocator.release_all(place, [_owner(attachment) for attachment in attachments])
+        except CniError as error:
+            failed |= dict.fromkeys(attachments, error)
+    return failed
 
 
 def is_complete(conf: Conf) -> bool:

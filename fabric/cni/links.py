@@ -7,15 +7,20 @@ kernel's words.
 from __future__ import annotations
 
 import errno
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from fabric.cni.errors import KERNEL_REFUSED, CniError
-from routes.codec import ifinfmsg
-from routes.netlink import NLM_F_CREATE, NLM_F_EXCL, RTM_GETLINK, RTM_NEWLINK, RTM_SETLINK, Message, Netlink
+from fabric.cni.errors import INVALID_CONFIG, KERNEL_REFUSED, CniError
+from routes.netlink import NLM_F_CREATE, NLM_F_EXCL, RTM_DELLINK, RTM_GETLINK, RTM_NEWLINK, RTM_SETLINK, Netlink
+from routes.wire import HEADER, LINK, NUMBER, attribute, attributes, number, read_text, text
 
-RTM_DELLINK = 17
 IFF_UP, IFF_PROMISC = 0x1, 0x100
 RTEXT_FILTER_SKIP_STATS = 8
+IF_OPER_UP = 6
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_OPERSTATE = 1, 3, 4, 5, 10, 16
+IFLA_LINKINFO, IFLA_IFALIAS, IFLA_NET_NS_FD, IFLA_EXT_MASK, IFLA_PROMISCUITY = 18, 20, 28, 29, 30
+IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
+VETH_INFO_PEER, IFLA_BRPORT_MODE = 1, 4
+"""Attributes: linux/if_link.h, linux/veth.h."""
 MAX_ALIAS = 255  # IFALIASZ without its NUL
 
 
@@ -43,38 +48,43 @@ class VethEnd(NamedTuple):
     mac: str = ""
     mtu: int = 0
 
-    def attributes(self) -> list[tuple[str, Any]]:
+    def attributes(self) -> bytes:
         """As netlink attributes, what was not given left to the kernel."""
-        found: list[tuple[str, Any]] = [("IFLA_IFNAME", self.name)]
-        found += [("IFLA_ADDRESS", self.mac)] if self.mac else []
-        return found + ([("IFLA_MTU", self.mtu)] if self.mtu else [])
+        found = text(IFLA_IFNAME, self.name)
+        found += attribute(IFLA_ADDRESS, hardware(self.mac)) if self.mac else b""
+        return found + (attribute(IFLA_MTU, NUMBER.pack(self.mtu)) if self.mtu else b"")
 
 
 def find(netlink: Netlink, name: str = "", index: int = 0) -> Link | None:
     """The link of this name or number, None when there is none."""
-    named = [("IFLA_IFNAME", name)] if name else []
-    message = _message([*named, ("IFLA_EXT_MASK", RTEXT_FILTER_SKIP_STATS)], index)
+    named = text(IFLA_IFNAME, name) if name else b""
+    mask = attribute(IFLA_EXT_MASK, NUMBER.pack(RTEXT_FILTER_SKIP_STATS))
     try:
-        data = netlink.ask(RTM_GETLINK, message)
+        data = netlink.ask(RTM_GETLINK, _message(named + mask, index))
     except OSError as error:
         if error.errno == errno.ENODEV:
             return None
         raise refused(f"look up interface {name or index}", error) from None
-    answer = ifinfmsg(data)
-    answer.decode()
-    info = answer.get_attr("IFLA_LINKINFO")
+    return parse(data)
+
+
+def parse(data: bytes) -> Link:
+    """A whole RTM_NEWLINK message."""
+    _, _, ifindex, flags, _ = LINK.unpack_from(data, HEADER.size)
+    found = attributes(data, HEADER.size + LINK.size)
+    info = attributes(found.get(IFLA_LINKINFO, b""), 0)
     return Link(
-        ifindex=answer["index"],
-        name=answer.get_attr("IFLA_IFNAME"),
-        kind=(info.get_attr("IFLA_INFO_KIND") if info else "") or "",
-        mac=answer.get_attr("IFLA_ADDRESS") or "",
-        mtu=answer.get_attr("IFLA_MTU") or 0,
-        up=bool(answer["flags"] & IFF_UP),
-        operational=answer.get_attr("IFLA_OPERSTATE") == "UP",
-        promiscuous=bool(answer["flags"] & IFF_PROMISC) or bool(answer.get_attr("IFLA_PROMISCUITY")),
-        master=answer.get_attr("IFLA_MASTER") or 0,
-        peer=answer.get_attr("IFLA_LINK") or 0,
-        alias=answer.get_attr("IFLA_IFALIAS") or "",
+        ifindex=ifindex,
+        name=read_text(found.get(IFLA_IFNAME)),
+        kind=read_text(info.get(IFLA_INFO_KIND)),
+        mac=found.get(IFLA_ADDRESS, b"").hex(":"),
+        mtu=number(found.get(IFLA_MTU)),
+        up=bool(flags & IFF_UP),
+        operational=found.get(IFLA_OPERSTATE) == bytes([IF_OPER_UP]),
+        promiscuous=bool(flags & IFF_PROMISC) or bool(number(found.get(IFLA_PROMISCUITY))),
+        master=number(found.get(IFLA_MASTER)),
+        peer=number(found.get(IFLA_LINK)),
+        alias=read_text(found.get(IFLA_IFALIAS)),
     )
 
 
@@ -88,18 +98,16 @@ def must_find(netlink: Netlink, name: str) -> Link:
 
 def create_veth(netlink: Netlink, host: VethEnd, pod: VethEnd, pod_fd: int, master: int = 0) -> None:
     """A pair with one end here and one in the namespace `pod_fd`, in one step; the host's end in bridge `master`."""
-    peer = {"attrs": [*pod.attributes(), ("IFLA_NET_NS_FD", pod_fd)]}
-    info = {"attrs": [("IFLA_INFO_KIND", "veth"), ("IFLA_INFO_DATA", {"attrs": [("VETH_INFO_PEER", peer)]})]}
-    attributes = [*host.attributes(), ("IFLA_LINKINFO", info)]
-    attributes += [("IFLA_MASTER", master)] if master else []
+    peer = LINK.pack(0, 0, 0, 0, 0) + pod.attributes() + attribute(IFLA_NET_NS_FD, NUMBER.pack(pod_fd))
+    attributes = host.attributes() + _kind("veth", attribute(VETH_INFO_PEER, peer))
+    attributes += attribute(IFLA_MASTER, NUMBER.pack(master)) if master else b""
     what = f"make the veth pair {host.name} and {pod.name} (in the container)"
     perform(netlink, what, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, _message(attributes))
 
 
 def create_bridge(netlink: Netlink, name: str, mac: str, mtu: int) -> bool:
     """A bridge with a MAC of its own, which ports cannot change; False when there is something of this name already."""
-    info = {"attrs": [("IFLA_INFO_KIND", "bridge")]}
-    attributes = [*VethEnd(name, mac, mtu).attributes(), ("IFLA_LINKINFO", info)]
+    attributes = VethEnd(name, mac, mtu).attributes() + _kind("bridge")
     error = netlink.perform([(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, _message(attributes))])[0]
     if error is not None and error.errno != errno.EEXIST:
         raise refused(f"could not add {name!r}", error)
@@ -108,29 +116,29 @@ def create_bridge(netlink: Netlink, name: str, mac: str, mtu: int) -> bool:
 
 def set_hairpin(netlink: Netlink, link: Link) -> None:
     """Let the bridge send back by the port by which a frame came in."""
-    data = {"attrs": [("IFLA_BRPORT_MODE", 1)]}
-    info = {"attrs": [("IFLA_INFO_SLAVE_KIND", "bridge"), ("IFLA_INFO_SLAVE_DATA", data)]}
-    message = _message([("IFLA_LINKINFO", info)], link.ifindex)
+    data = attribute(IFLA_INFO_SLAVE_DATA, attribute(IFLA_BRPORT_MODE, b"\1"))
+    info = attribute(IFLA_LINKINFO, text(IFLA_INFO_SLAVE_KIND, "bridge") + data)
+    message = _message(info, link.ifindex)
     perform(netlink, f"set hairpin mode of {link.name}", RTM_NEWLINK, 0, message)
 
 
 def set_up(netlink: Netlink, link: Link, alias: str = "", promiscuous: bool = False) -> None:
     """Bring the link up; `alias` is what `ip link` shows about it."""
-    message = _message([("IFLA_IFALIAS", alias[:MAX_ALIAS])] if alias else [], link.ifindex)
     flags = IFF_UP | (IFF_PROMISC if promiscuous else 0)
-    message["flags"] = message["change"] = flags
+    message = _message(text(IFLA_IFALIAS, alias[:MAX_ALIAS]) if alias else b"", link.ifindex, flags)
     perform(netlink, f"set {link.name} up", RTM_SETLINK, 0, message)
 
 
 def name_it(netlink: Netlink, link: Link, alias: str, mac: str) -> None:
     """Give the link an alias, and a MAC if one is given."""
-    attributes = [("IFLA_IFALIAS", alias[:MAX_ALIAS])] + ([("IFLA_ADDRESS", mac)] if mac else [])
+    attributes = text(IFLA_IFALIAS, alias[:MAX_ALIAS]) + (attribute(IFLA_ADDRESS, hardware(mac)) if mac else b"")
     perform(netlink, f"set the alias of {link.name}", RTM_SETLINK, 0, _message(attributes, link.ifindex))
 
 
 def set_mac(netlink: Netlink, link: Link, mac: str) -> None:
     """Give the link this MAC; a bridge then keeps it whatever its ports are."""
-    perform(netlink, f"set the MAC of {link.name}", RTM_SETLINK, 0, _message([("IFLA_ADDRESS", mac)], link.ifindex))
+    message = _message(attribute(IFLA_ADDRESS, hardware(mac)), link.ifindex)
+    perform(netlink, f"set the MAC of {link.name}", RTM_SETLINK, 0, message)
 
 
 def delete(netlink: Netlink, name: str, kinds: tuple[str, ...]) -> bool:
@@ -138,13 +146,13 @@ def delete(netlink: Netlink, name: str, kinds: tuple[str, ...]) -> bool:
     link = find(netlink, name)
     if link is None or link.kind not in kinds:
         return False
-    error = netlink.perform([(RTM_DELLINK, 0, _message([], link.ifindex))])[0]
+    error = netlink.perform([(RTM_DELLINK, 0, _message(b"", link.ifindex))])[0]
     if error is not None and error.errno != errno.ENODEV:
         raise refused(f"delete interface {name}", error)
     return True
 
 
-def perform(netlink: Netlink, what: str, kind: int, flags: int, message: Message) -> None:
+def perform(netlink: Netlink, what: str, kind: int, flags: int, message: bytes) -> None:
     """One request. Raises CniError (112)."""
     error = netlink.perform([(kind, flags, message)])[0]
     if error is not None:
@@ -157,8 +165,18 @@ def refused(what: str, error: OSError) -> CniError:
     return CniError(KERNEL_REFUSED, f"{what}: {error.strerror or error}{hint}")
 
 
-def _message(attributes: list[tuple[str, Any]], index: int = 0) -> Message:
-    message = ifinfmsg()
-    message["index"] = index
-    message["attrs"] = attributes
-    return message
+def hardware(mac: str) -> bytes:
+    """The bytes of a MAC. Raises CniError (7)."""
+    try:
+        return bytes.fromhex(mac.replace(":", ""))
+    except ValueError:
+        raise CniError(INVALID_CONFIG, f"{ascii(mac)[:40]} is no MAC") from None
+
+
+def _message(attributes: bytes, index: int = 0, flags: int = 0) -> bytes:
+    """`flags` are the ones to set; others stay as they are."""
+    return LINK.pack(0, 0, index, flags, flags) + attributes
+
+
+def _kind(name: str, data: bytes = b"") -> bytes:
+    return attribute(IFLA_LINKINFO, text(IFLA_INFO_KIND, name) + (attribute(IFLA_INFO_DATA, data) if data else b""))

@@ -54,7 +54,7 @@ def wanted(conf: Conf) -> HostSide:
     flannel's delegate gets what the list's entry of flannel declares, and leaves mappings to others.
     """
     if conf.type == FLANNELS_DELEGATE:
-        return HostSide()
+        return HostSide(masquerade=conf.flag("ipmasq"))
     listed = jsonsafe.fold_keys(conf.section("runtimeconfig")).get("portmappings")
     if listed is not None and not isinstance(listed, list):
         raise CniError(INVALID_CONFIG, "portMappings must be a list", shown(listed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,10 +86,10 @@ def status(request: Request, conf: Conf) -> None:
     Ipam(settings.conf, request).ready()
 
 
-def remove(request: Request, store: Store, record: Record, conf: Conf) -> None:
-    """Remove an attachment whose container and port are gone, as DEL does. The caller holds its lock, as for DEL."""
-    keeper = _keeper(store)._replace(postpone=lambda record: None)
-    attaching.detach(request, record, conf, None, keeper)
+def remove_all(store: Store, leaving: Sequence[tuple[Record, Conf]]) -> dict[Attachment, CniError]:
+    """Remove attachments whose containers and ports are gone, as DEL does; what of them stays. The caller holds their
+    locks, as for DEL."""
+    return attaching.detach_all(leaving, _keeper(store))
 
 
 def settle(store: Store) -> None:

@@ -11,18 +11,23 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from fabric.cni import flannel, links, native
 from fabric.cni.attachment import Attachment, Record, parse_any_port
-from fabric.cni.config import load
+from fabric.cni.config import Conf, load
 from fabric.cni.endpoints import KINDS
 from fabric.cni.errors import CniError
-from fabric.cni.protocol import Request, is_name
+from fabric.cni.protocol import is_name
 from fabric.cni.state import Store
 from routes.netlink import Netlink
+
+AT_ONCE = 64
+"""Attachments that are removed together. Removing one by one reads all reservations for each."""
 
 
 class Lost(NamedTuple):
@@ -46,25 +51,24 @@ class Outcome(NamedTuple):
 
 def lost(data_dir: Path, pods: Iterable[Lost], boot_id: str) -> Outcome:
     """Remove the attachments of these pods, where the record still is that pod's."""
-    found = Outcome()
-    for pod in pods:
-        attachment = parse_any_port(pod.name)
-        if attachment is not None:
-            found += _remove(data_dir, attachment, lambda record, pod=pod: _is_lost(record, pod, boot_id))  # type: ignore[misc]
-    return found
+    found = {attachment: pod for pod in pods if (attachment := parse_any_port(pod.name)) is not None}
+    networks: dict[str, list[Attachment]] = {}
+    for attachment in found:
+        networks.setdefault(attachment.network, []).append(attachment)
+    stores = ((Store(data_dir / network, network), attachments) for network, attachments in networks.items())
+    gone = partial(_is_lost, found, boot_id)
+    return sum((_remove(store, attachments, gone) for store, attachments in stores), Outcome())
 
 
 def rebooted(data_dir: Path, boot_id: str) -> Outcome:
     """Remove every attachment whose record is of another boot. A record that does not say stays."""
     found = Outcome()
     for network in _directories(data_dir):
+        store = Store(data_dir / network, network)
         try:
-            attachments = Store(data_dir / network, network).all()
+            found += _remove(store, store.all(), lambda record: record.boot_id not in ("", boot_id))
         except CniError as error:
             found += Outcome(0, (str(error),))
-            continue
-        for attachment in attachments:
-            found += _remove(data_dir, attachment, lambda record: record.boot_id not in ("", boot_id))
     return found
 
 
@@ -84,22 +88,33 @@ def flannels(data_dir: Path) -> Outcome:
     return found
 
 
-def _remove(data_dir: Path, attachment: Attachment, gone: Callable[[Record], bool]) -> Outcome:
-    store = Store(data_dir / attachment.network, attachment.network)
-    try:
-        with store.claimed(attachment) as ours:
-            record = store.load(attachment) if ours else None
-            if record is None or not gone(record):
-                return Outcome()
-            conf = load(dict(record.document))
-            native.remove(Request("DEL", attachment.container_id, "", attachment.ifname), store, record, conf)
-            return Outcome(1)
-    except (CniError, OSError) as error:
-        return Outcome(0, (f"{attachment.key}: {error}",))
+def _remove(store: Store, attachments: Sequence[Attachment], gone: Callable[[Record], bool]) -> Outcome:
+    found = Outcome()
+    for first in range(0, len(attachments), AT_ONCE):
+        found += _remove_some(store, attachments[first : first + AT_ONCE], gone)
+    return found
 
 
-def _is_lost(record: Record, pod: Lost, boot_id: str) -> bool:
+def _remove_some(store: Store, attachments: Iterable[Attachment], gone: Callable[[Record], bool]) -> Outcome:
+    """Under the locks of all of them, each of which is a descriptor."""
+    leaving: list[tuple[Record, Conf]] = []
+    failed: dict[Attachment, Exception] = {}
+    with ExitStack() as stack:
+        for attachment in attachments:
+            try:
+                record = store.load(attachment) if stack.enter_context(store.claimed(attachment)) else None
+                if record is not None and gone(record):
+                    leaving.append((record, load(dict(record.document))))
+            except (CniError, OSError) as error:
+                failed[attachment] = error
+        failed |= native.remove_all(store, leaving)
+    removed = sum(record.attachment not in failed for record, _ in leaving)
+    return Outcome(removed, tuple(f"{attachment.key}: {error}" for attachment, error in failed.items()))
+
+
+def _is_lost(pods: Mapping[Attachment, Lost], boot_id: str, record: Record) -> bool:
     """A pod that was added again since, with its old id and path, has a record of this boot, or its host interface."""
+    pod = pods[record.attachment]
     if record.netns != pod.netns or (pod.rebooted and record.boot_id == boot_id):
         return False
     if record.kind not in KINDS:

@@ -109,8 +109,13 @@ class Cluster:
         assert self._membership.lease is not None
         return self._membership.lease
 
-    def leases(self) -> list[Lease]:
-        """All leases that hold now, ours among them."""
+    @property
+    def store(self) -> Store:
+        """The store; there is one from `config` on."""
+        return self._opened()
+
+    def leases(self) -> tuple[Lease, ...]:
+        """All leases that hold now, ours among them, by key."""
         return self.table.current(self._clock())
 
     async def run_lease(self) -> None:

@@ -16,11 +16,13 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from fabric import calc
 from fabric.daemon.cluster import Cluster
+from fabric.daemon.desired import Translator
 from fabric.daemon.interface import External
-from fabric.daemon.kernel import KernelKeeper, ReconcilerFactory, device_states
+from fabric.daemon.kernel import KernelKeeper, ReconcilerFactory
 from fabric.daemon.parts import Dataplane
 from fabric.errors import DataplaneError, FabricError, StartError
 from fabric.identity import differing
@@ -33,12 +35,24 @@ RETRY_SECONDS = 10.0
 SETTLE_SECONDS = 0.2
 
 
+class _Issued(NamedTuple):
+    """A state of the kernel that was asked for, in our words and the reconciler's, device by device."""
+
+    state: KernelState
+    wanted: tuple[DeviceState, ...]
+
+    def leads_to_any(self, prefixes: set[Network]) -> bool:
+        """Whether one of `prefixes` is routed into the node port."""
+        pairs = zip(self.state.devices, self.wanted, strict=True)
+        return any(not wanted.prefixes.isdisjoint(prefixes) for device, wanted in pairs if device.role == "node port")
+
+
 class Forwarding:
     """`start` once the lease is there, then keep `run_kernel` and `run_sequence` running; `close` at any time.
 
     `node` describes this node as it is now, `clock` gives Unix time in seconds; `device_free` refuses a name that is
-    taken. `blackholes` are prefixes of our own to which nothing leads that has no route;
-    `extension_peers` is told of the extension backend's.
+    taken. `blackholes` are prefixes of our own to which nothing leads that has no route, `unreachables` those of which
+    senders are told so; `extension_peers` is told of the extension backend's.
     """
 
     def __init__(
@@ -54,6 +68,7 @@ class Forwarding:
         self.outcome: calc.Outcome | None = None
         self.keeper: KernelKeeper | None = None
         self.blackholes: Callable[[], frozenset[Network]] = frozenset
+        self.unreachables: Callable[[], frozenset[Network]] = frozenset
         self.extension_peers: Callable[[Sequence[ExtensionPeer]], None] = lambda peers: None
         self._settings = settings
         self._cluster = cluster
@@ -64,8 +79,8 @@ class Forwarding:
         self._unavailable: Mapping[Encapsulation, str] = {}
         self._has_port = False
         self._applied: ForwardingState | None = None
-        self._issued: list[KernelState] = []  # what the kernel was last known to be at, and was asked for since
-        self._translated: tuple[KernelState | None, tuple[Network, ...], tuple[DeviceState, ...]] = (None, (), ())
+        self._issued: list[_Issued] = []  # what the kernel was last known to be at, and was asked for since
+        self._translate = Translator(settings.txqueuelen)
         self._settled = False  # the kernel was brought to a first state
         self._running = False  # the threads are
         self._unconfirmed = asyncio.Event()
@@ -163,7 +178,7 @@ class Forwarding:
     def _advance(self) -> None:
         """Take the steps towards the present outcome, up to the first that has to wait for the kernel."""
         assert self.outcome is not None
-        steps = calc.sequence(self._applied, self._issued[-1] if self._issued else None, self.outcome)
+        steps = calc.sequence(self._applied, self._issued[-1].state if self._issued else None, self.outcome)
         for position, step in enumerate(steps):
             if isinstance(step, calc.SetKernel):
                 self._issue(step.state)
@@ -180,20 +195,16 @@ class Forwarding:
         """Whether the kernel may have a route into the node port that leads nowhere with `state` but does now."""
         gone, come = differing(self._applied.peers if self._applied else (), state.peers)
         lost = _reached(gone) - _reached(come)
-        return bool(lost) and any(_routes_any(kernel, lost) for kernel in self._issued)
+        return bool(lost) and any(issued.leads_to_any(lost) for issued in self._issued)
 
     def _issue(self, state: KernelState) -> None:
         """Have the reconciler bring the kernel there; nothing happens when it is on its way already."""
         assert self.keeper is not None
-        if not self._issued or self._issued[-1] != state:
-            self._issued.append(state)
+        wanted = self._translate(state, self._node().conf.networks)
+        if not self._issued or self._issued[-1].state != state:
+            self._issued.append(_Issued(state, wanted))
             self._unconfirmed.set()
-        networks = self._node().conf.networks
-        source, used, wanted = self._translated
-        if source is not state or used != networks:  # a change comes by here three times with the same state
-            wanted = device_states(state, networks, self._settings.txqueuelen)
-            self._translated = state, networks, wanted
-        self.keeper.want(wanted, self.blackholes())
+        self.keeper.want(wanted, self.blackholes(), self.unreachables())
 
     def _calculate(self) -> tuple[calc.Node, calc.Outcome]:
         """The outcome, and the node it is for: what the data path cannot do now changes what is wanted of it."""
@@ -291,17 +302,6 @@ class Forwarding:
 def _reached(peers: Iterable[Peer]) -> set[Network]:
     """The prefixes that the data path sends to."""
     return {prefix for peer in peers if peer.encapsulation for prefix in peer.prefixes}
-
-
-def _routes_any(state: KernelState, prefixes: set[Network]) -> bool:
-    """Whether the kernel routes one of `prefixes` into the node port. Hashing each route's prefix would cost more."""
-    first = {int(prefix.network_address) for prefix in prefixes}
-    return any(
-        int(route.prefix.network_address) in first and route.prefix in prefixes
-        for device in state.devices
-        if device.role == "node port"
-        for route in device.routes
-    )
 
 
 def _place(verdict: calc.Verdict) -> str:

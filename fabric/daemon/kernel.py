@@ -1,7 +1,7 @@
 """Keeps the kernel's side as it should be: node port, kernel VXLAN devices, routes on the underlay.
 
-The work is done by `routes.watch.KernelReconciler`; this file translates our words into its own, tells people what
-happened, and has the node port made again when somebody deleted it.
+The work is done by `routes.watch.KernelReconciler`; this file tells it what should be, in its own words
+(`fabric.daemon.desired`), tells people what happened, and has the node port made again when somebody deleted it.
 """
 
 from __future__ import annotations
@@ -9,25 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from ipaddress import ip_interface, ip_network
 from types import MappingProxyType
 from typing import Protocol
 
-from fabric.model import Address, KernelDevice, KernelState, Network
-from routes.state import (
-    DeviceState,
-    FdbEntry,
-    InterfaceState,
-    Neighbour,
-    ReconcileResult,
-    Route,
-    Sysctl,
-    VxlanLink,
-    overlay_sysctls,
-)
+from fabric.model import Address, Network
+from routes.state import DeviceState, InterfaceState, ReconcileResult
 
 log = logging.getLogger("fabric.kernel")
-LINK_LOCAL = ip_network("fe80::/10")
 Reachability = Mapping[Address, str | None]
 
 
@@ -36,7 +24,12 @@ class Reconciler(Protocol):
 
     counters: dict[str, int]
 
-    def set_desired(self, states: Iterable[DeviceState], blackholes: frozenset[Network] = frozenset()) -> None:
+    def set_desired(
+        self,
+        states: Iterable[DeviceState],
+        blackholes: frozenset[Network] = frozenset(),
+        unreachables: frozenset[Network] = frozenset(),
+    ) -> None:
         """From now on the devices should be like that."""
 
     def watch_reachable(self, addresses: Iterable[Address]) -> None:
@@ -79,46 +72,6 @@ class ReconcilerFactory(Protocol):
         """A reconciler that calls back in the event loop."""
 
 
-def device_states(state: KernelState, networks: tuple[Network, ...], txqueuelen: int) -> tuple[DeviceState, ...]:
-    """The desired state in the words of `routes`. `networks` are the overlay's: on devices of ours, other addresses in
-    them are removed. `txqueuelen` is the node port's."""
-    return tuple(
-        _underlay_state(device) if device.role == "underlay" else _overlay_state(device, networks, txqueuelen)
-        for device in state.devices
-    )
-
-
-def _underlay_state(device: KernelDevice) -> DeviceState:
-    """Somebody else's device: nothing but our routes on it is touched."""
-    return DeviceState(device.name, up=None, routes=_routes(device))
-
-
-def _overlay_state(device: KernelDevice, networks: tuple[Network, ...], txqueuelen: int) -> DeviceState:
-    link = device.vxlan
-    sysctls = overlay_sysctls(device.name)
-    if device.loose:
-        # The kernel takes the larger of this and `all`: 2, loose, also wins over a strict 1.
-        sysctls |= {Sysctl(f"net/ipv4/conf/{device.name}/rp_filter", "2")}
-    return DeviceState(
-        name=device.name,
-        mtu=device.mtu,
-        txqueuelen=None if link else txqueuelen,
-        addresses=frozenset(ip_interface(f"{item}/{item.max_prefixlen}") for item in device.addresses),
-        routes=_routes(device),
-        sysctls=sysctls,
-        networks=frozenset([*networks, LINK_LOCAL]),
-        vxlan=VxlanLink(link.vni, link.port, link.interface, link.local, link.mac, link.learning, link.gbp)
-        if link
-        else None,
-        neighbours=frozenset(Neighbour(item.address, item.mac) for item in device.neighbours),
-        fdb=frozenset(FdbEntry(item.mac, item.underlay) for item in device.fdb),
-    )
-
-
-def _routes(device: KernelDevice) -> frozenset[Route]:
-    return frozenset(Route(route.prefix, route.gateway, route.onlink) for route in device.routes)
-
-
 class KernelKeeper:
     """`want` says what should be, `watch` which peers' addresses matter; `run` keeps it so and `on_link` up to date.
 
@@ -144,20 +97,25 @@ class KernelKeeper:
         self._node_port_gone = node_port_gone
         self._reachable_changed = reachable_changed
         self._states: tuple[DeviceState, ...] | None = None
-        self._blackholes: frozenset[Network] = frozenset()
+        self._nowhere: tuple[frozenset[Network], frozenset[Network]] = (frozenset(), frozenset())
         self._node_ports: frozenset[str] = frozenset()
         self._addresses: frozenset[Address] = frozenset()
         self._settled = False
         self._problems: tuple[str, ...] = ()
         self.on_link: Reachability = MappingProxyType({})
 
-    def want(self, states: Sequence[DeviceState], blackholes: frozenset[Network] = frozenset()) -> None:
+    def want(
+        self,
+        states: Sequence[DeviceState],
+        blackholes: frozenset[Network] = frozenset(),
+        unreachables: frozenset[Network] = frozenset(),
+    ) -> None:
         """Set the desired state of all devices."""
-        wanted = tuple(states)
-        if (wanted, blackholes) != (self._states, self._blackholes):
-            self._states, self._blackholes = wanted, blackholes
+        wanted, nowhere = tuple(states), (blackholes, unreachables)
+        if (wanted, nowhere) != (self._states, self._nowhere):
+            self._states, self._nowhere = wanted, nowhere
             self._node_ports = frozenset(state.name for state in wanted if state.addresses and state.vxlan is None)
-            self._reconciler.set_desired(wanted, blackholes)
+            self._reconciler.set_desired(wanted, blackholes, unreachables)
 
     def watch(self, addresses: frozenset[Address]) -> None:
         """Keep `on_link` answered for these addresses."""

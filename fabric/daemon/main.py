@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logs.configure(flags.log_format_of(words))
     try:
         options = flags.parse(words)
+        logs.hide(options.etcd.password)
         logs.configure(options.log_format, options.verbosity)
         for line in options.warnings:
             log.warning("%s", line)

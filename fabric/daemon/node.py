@@ -26,6 +26,7 @@ from fabric.config import NetConf
 from fabric.daemon import flannel, gone_pods, report, systemd
 from fabric.daemon.cluster import Cluster
 from fabric.daemon.control import ControlServer
+from fabric.daemon.drops import DropWatch
 from fabric.daemon.firewall import Firewall, own_subnets
 from fabric.daemon.forwarding import Forwarding
 from fabric.daemon.interface import External, select
@@ -38,11 +39,15 @@ from fabric.daemon.uplink import UplinkFollower
 from fabric.daemon.watchdog import Watchdog
 from fabric.errors import StartError
 from fabric.flags import Options
-from fabric.model import DataplaneSettings, Lease
+from fabric.model import DataplaneSettings, Lease, Network
+from fabric.policing import door as policing
 
 if TYPE_CHECKING:
     from fabric.backend.extension import ExtensionBackend
     from fabric.daemon.health import HealthServer
+    from fabric.daemon.metrics import MetricsServer
+    from fabric.metrics.policy import PolicyReport
+    from fabric.policing.keeper import PolicyKeeper
 
 log = logging.getLogger("fabric")
 
@@ -63,6 +68,10 @@ class Node:
             Path(options.state_dir), lambda: self.forwarding.dataplane, parts.identify, parts.clock
         )
         self.extension: ExtensionBackend | None = None
+        self.policy: PolicyKeeper | None = None
+        self.policy_sources: tuple[str, ...] = ()
+        self.policy_report: PolicyReport | None = None
+        self.drops = DropWatch(lambda: self.forwarding.dataplane)
         self._parts = parts
         self._conf: NetConf | None = None
         self._external: External | None = None
@@ -72,6 +81,7 @@ class Node:
         self._firewall: Firewall | None = None
         self._control: ControlServer | None = None
         self._health: HealthServer | None = None
+        self._metrics: MetricsServer | None = None
         self._had_subnet_file = True
         self._has_predecessor = parts.successor is not None
         self._handed_over = False
@@ -115,7 +125,7 @@ class Node:
         """Bring the node up to forwarding. Raises FabricError with one line; call `stop` afterwards either way."""
         self._parts.privileges()
         if self._parts.successor is None:
-            await self._open_health()
+            await self._open_endpoints()
         self._conf = await self.cluster.config()
         for line in self._conf.warnings:
             log.warning("%s", line)
@@ -128,6 +138,7 @@ class Node:
             self._run_dir.acquire()
         else:
             self._run_dir.take_over(self._parts.successor.lock)
+        self.policy_sources = await policing.wanted(self)
         self._forwarding = self._make_forwarding()
         self._forwarding.before_threads = self._cut if self._has_predecessor else None
         leftovers = flannel.find(self.conf, self._parts.flannel) if self.options.adopt else flannel.Leftovers()
@@ -157,8 +168,9 @@ class Node:
         await self.supervisor.stop()
         if self._control is not None:
             await self._control.close()
-        if self._health is not None:
-            await self._health.close()
+        for endpoint in (self._health, self._metrics):
+            if endpoint is not None:
+                await endpoint.close()
         await self.cluster.close()
         systemd.notify(f"MAINPID={successor}")
         self.forwarding.dataplane.halt()
@@ -175,10 +187,15 @@ class Node:
         await self.supervisor.stop()
         if self._control is not None:
             await self._control.close()
+        self.drops.close()
+        if self._metrics is not None:
+            await self._metrics.close()
         if self._forwarding is not None:
             self._forwarding.close()
         if self._firewall is not None:
             self._firewall.close()
+        if self.policy is not None:
+            await self.policy.close()
         await self.cluster.close()
         if self._health is not None:
             await self._health.close()
@@ -197,8 +214,13 @@ class Node:
         made = Forwarding(
             parts.dataplane(settings), settings, self.cluster, self.calc_node, parts.device_free, parts.clock
         )
+
+        def own() -> frozenset[Network]:
+            return frozenset(own_subnets(self.cluster.own_lease))
+
         if self.options.blackhole_route:
-            made.blackholes = lambda: frozenset(own_subnets(self.cluster.own_lease))
+            made.blackholes = own
+        made.unreachables = own  # a free address of ours is nobody's: its packets go to no default route
         return made
 
     async def _join(self, leftovers: flannel.Leftovers) -> None:
@@ -228,12 +250,17 @@ class Node:
             except OSError as error:
                 raise StartError(f"flannel's device {device.link.name} cannot be removed: {error.strerror}") from None
 
-    async def _open_health(self) -> None:
+    async def _open_endpoints(self) -> None:
         if self.options.healthz_port:
             from fabric.daemon.health import HealthServer
 
             self._health = HealthServer(self.options.healthz_ip, self.options.healthz_port, lambda: self.ready)
             await self._health.open()
+        if self.options.metrics_port:
+            from fabric.daemon.metrics import serve
+
+            self._metrics = serve(self)
+            await self._metrics.open()
 
     def _choose(self, stored: Mapping[int, str]) -> External:
         versions: list[Literal[4, 6]] = [network.version for network in self.conf.networks]
@@ -254,6 +281,8 @@ class Node:
             txqueuelen=self.options.txqueuelen,
             flows=self.options.flow_table,
             interface=self.external.name,
+            services=self.options.policy.services,
+            policy_required=bool(self.policy_sources),
         )
 
     async def _start_firewall(self) -> None:
@@ -264,14 +293,15 @@ class Node:
 
     async def _forward(self) -> None:
         await self.pods.restore()  # before the first worker runs: no packet finds its pod missing
+        await self._start_policy()
         complete = await gone_pods.release(self.options, self.pods.gone, self.pods.rebooted, self._had_subnet_file)
         await self.forwarding.start(self.external, self._parts.reconciler, self.uplink.changed)
         self._lead_host_to_pods()
         self.forwarding.port_made = self._lead_host_to_pods
         await self._start_firewall()
-        self._cut()  # where there were no threads to start
-        if self._health is None:
-            await self._open_health()
+        if self._parts.successor is not None:
+            self._cut()  # where there were no threads to start
+            await self._open_endpoints()
         self._control = ControlServer(self._run_dir.socket, report.methods(self))
         try:
             await self._control.open()
@@ -280,7 +310,7 @@ class Node:
         if self.options.adopt:
             await self.firewall.sweep(self._parts.flannel)
         self._write_subnet_file()
-        self.cluster.changed = self.forwarding.refresh
+        self.cluster.changed = self._leases_changed
         self.cluster.moved = self._lease_moved
         for name, run in self._tasks():
             self.supervisor.start(name, run)
@@ -304,6 +334,7 @@ class Node:
             ("uplink", self.uplink.run),
             ("threads", Watchdog(self.forwarding.dataplane, self._late, self.supervisor.give_up).run),
             *([("extension", self.extension.run)] if self.extension is not None else []),
+            *(self.policy.tasks() if self.policy is not None else []),
         ]
 
     def _late(self) -> float:
@@ -334,15 +365,27 @@ class Node:
         log.warning("%s", report.moved_line(before, external, mtu))
         if external.public != before.public:
             self.cluster.republish(self.conf, external.public)
-        self.forwarding.refresh()
+        self._leases_changed()
         if mtu != before_mtu:
             self._rewrite_subnet_file()
+
+    async def _start_policy(self) -> None:
+        """Before the first worker runs, too: no packet of a pod passes that policy forbids."""
+        self.policy = policing.make_keeper(self)
+        if self.policy is not None:
+            self.pods.changed = self.policy.changed
+            await self.policy.first()
+
+    def _leases_changed(self) -> None:
+        self.forwarding.refresh()
+        if self.policy is not None:
+            self.policy.changed()
 
     def _lead_host_to_pods(self) -> None:
         lead_host_to(self.device, self.pods.ports())
 
     def _lease_moved(self, lease: Lease) -> None:
-        self.forwarding.refresh()
+        self._leases_changed()
         self.firewall.lease_moved(lease)
         self._rewrite_subnet_file()
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from time import time
 from typing import Protocol
 
+from fabric.clock import steady
 from fabric.config import NetConf
 from fabric.daemon import prerequisites
 from fabric.daemon.flannel import Flannel
@@ -14,7 +14,7 @@ from fabric.daemon.handover import Successor
 from fabric.daemon.interface import Host
 from fabric.daemon.kernel import ReconcilerFactory
 from fabric.daemon.own_lease import Identity
-from fabric.model import Address, DataplaneSettings, Encapsulation, Endpoint, ForwardingState, Lease
+from fabric.model import Address, DataplaneSettings, Encapsulation, Endpoint, ForwardingState, Lease, RefusedPacket
 from fabric.state_file import Remembered
 from fabric.store.base import Snapshot, Store
 from fabric.traffic.rules import TrafficState
@@ -32,6 +32,9 @@ class Ports(Protocol):
 
     def lost_ports(self) -> list[str]:
         """The pod ports whose device is gone."""
+
+    def port_counters(self) -> dict[str, dict[str, int]]:
+        """What each port has carried and lost, by its name; "node" is the node port."""
 
     def delete_port(self, name: str) -> None:
         """Remove a pod port."""
@@ -75,6 +78,15 @@ class Dataplane(Ports, Protocol):
 
     def counters(self) -> dict[str, int]:
         """Counters by flat name."""
+
+    def flows(self, cursor: int, limit: int) -> tuple[list[dict[str, object]], int | None]:
+        """A page of tracked connections, and where the next one begins, None at the end."""
+
+    def record_drops(self, enabled: bool) -> None:
+        """Take refused packets down from now on, or no longer."""
+
+    def recorded_drops(self) -> tuple[list[RefusedPacket], int]:
+        """Those since the last call, and how many were lost so far."""
 
     def status(self) -> dict[str, object]:
         """Offloads, threads, sockets, ports."""
@@ -174,7 +186,7 @@ class Parts:
     reconciler: ReconcilerFactory
     traffic: Callable[[float], Traffic]
     privileges: Callable[[], None]
-    clock: Callable[[], float] = time
+    clock: Callable[[], float] = steady
     device_free: Callable[[str], None] = field(default=prerequisites.check_device_name)
     flannel: Flannel = field(default_factory=Flannel)
     identify: Callable[[str], NetnsIdentity] = field(default=identify)

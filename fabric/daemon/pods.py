@@ -64,12 +64,16 @@ class Pods:
         self._lost = 0
         self.frozen = False
         """A successor has our records: none is added or removed."""
+        self._making: set[str] = set()
+        self._made = asyncio.Event()
         self.gone: list[Endpoint] = []
         """Of those that `restore` has dropped: the ones that are gone without doubt."""
         self.rebooted = False
         """Whether they are of before a reboot."""
         self._unsaved = ""
         self._some = asyncio.Event()
+        self.changed: Callable[[], None] = lambda: None
+        """Called when a record has come or gone."""
 
     # --- over a restart ---
 
@@ -156,19 +160,35 @@ class Pods:
 
     def add_port(self, params: Mapping[str, Any], passed: Descriptors) -> dict[str, Any]:
         """`port.add`. Raises FabricError; nothing is left then, passed queues are closed."""
+        return self.make_port(self.record_port(params), passed)
+
+    def record_port(self, params: Mapping[str, Any]) -> Known:
+        """The first half of `add_port`: the record. Raises FabricError."""
         self._check_frozen()
         endpoint = pods_file.parse(params, "port.add", self._clock())
         if not endpoint.is_port:
             raise FabricError(f"port.add: kind {endpoint.kind} has no port: use endpoint.add")
         known = self._new(endpoint)
         self._remember(known)
+        self._making.add(endpoint.name)
         self._save()
+        return known
+
+    def withdraw_port(self, known: Known) -> None:
+        """Take back what `record_port` has done."""
+        self._finished(known.endpoint.name)
+        self._forget(known.endpoint.name)
+        self._save()
+
+    def make_port(self, known: Known, passed: Descriptors) -> dict[str, Any]:
+        """The second half: the port. Raises FabricError; the record is gone then."""
+        endpoint = known.endpoint
         try:
             made = self._dataplane().add_port(endpoint, passed.take())
         except BaseException:
-            self._forget(endpoint.name)
-            self._save()
+            self.withdraw_port(known)
             raise
+        self._finished(endpoint.name)
         mtu = made.get("mtu")
         if isinstance(mtu, int):
             self._known[endpoint.name] = known._replace(endpoint=replace(endpoint, mtu=mtu))
@@ -209,11 +229,20 @@ class Pods:
             self._save()
 
     def endpoints(self) -> list[dict[str, Any]]:
-        """All records, with `problem` where a port has no device."""
+        """All records, with `problem` where a port has no device, and `traffic` of those that pass the workers."""
+        traffic = self._dataplane().port_counters() if self._known else {}
         return [
-            {**pods_file.described(known.endpoint), "problem": self._waiting.get(name, "")}
+            {
+                **pods_file.described(known.endpoint),
+                "problem": self._waiting.get(name, ""),
+                "traffic": traffic.get(name) if known.endpoint.is_port else None,
+            }
             for name, known in sorted(self._known.items())
         ]
+
+    def records(self) -> list[Endpoint]:
+        """All endpoints, in the order in which they came."""
+        return [item.endpoint for item in self._known.values()]
 
     def ports(self) -> list[Endpoint]:
         """The endpoints whose packets pass the workers."""
@@ -254,6 +283,16 @@ class Pods:
         if self._unsaved:
             self._save()
 
+    def _finished(self, name: str) -> None:
+        self._making.discard(name)
+        self._made.set()
+
+    async def idle(self) -> None:
+        """Until no port has its record and is still being made."""
+        while self._making:
+            self._made.clear()
+            await self._made.wait()
+
     def _check_frozen(self) -> None:
         if self.frozen:
             raise FabricError("fabricd is handing over to its successor: try again in a moment")
@@ -271,12 +310,14 @@ class Pods:
     def _remember(self, known: Known) -> None:
         self._known[known.endpoint.name] = known
         self._some.set()
+        self.changed()
 
     def _forget(self, name: str) -> None:
         self._known.pop(name, None)
         self._waiting.pop(name, None)
         if not self._known:
             self._some.clear()
+        self.changed()
 
     def _say_gone(self, endpoint: Endpoint, reason: str) -> None:
         self._lost += 1

@@ -1,4 +1,5 @@
-"""The host's routes to pods on ports. They go with the node port, which every start makes anew."""
+"""The host's routes to pods on ports, and 127.0.0.1 for their port mappings. They go with the node port, which every
+start makes anew."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ def lead_host_to(device: str, endpoints: Iterable[Endpoint]) -> None:
     addresses = [ip_interface(address) for endpoint in endpoints for address in endpoint.addresses]
     if not addresses:
         return
-    from fabric.cni import links  # the plugin's own functions; a node without pods needs none of them
+    from fabric.cni import hostside, links  # the plugin's own functions; a node without pods needs none of them
     from fabric.cni.errors import CniError
     from fabric.cni.kinds import common
     from routes.netlink import Netlink
@@ -28,3 +29,7 @@ def lead_host_to(device: str, endpoints: Iterable[Endpoint]) -> None:
                 common.route_to_pod(netlink, link, addresses)
     except (CniError, OSError) as error:
         log.error("the host's routes to %d pods are missing: %s", len(addresses), error)
+    try:
+        hostside.reopen_localhost(device, [address.ip for address in addresses])
+    except CniError as error:
+        log.warning("127.0.0.1 leads to no port mapping of a pod before the next pod with one: %s", error)

@@ -61,6 +61,10 @@ class Attacher:
         """None are known."""
         return []
 
+    def port_counters(self) -> dict[str, dict[str, int]]:
+        """Nothing is carried here."""
+        return {}
+
     def delete_port(self, name: str) -> None:
         """Keep its queue no more."""
         self._kept.drop(kept.pod(name))

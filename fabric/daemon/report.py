@@ -11,6 +11,7 @@ from fabric.daemon.control import Method
 from fabric.errors import DataplaneError, FabricError
 from fabric.leases import parse_mac
 from fabric.model import Address, KernelDevice, KernelRoute, Lease
+from fabric.policing import door as policing
 from fabric.store.base import Snapshot
 
 if TYPE_CHECKING:
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from fabric.daemon.interface import External
     from fabric.daemon.node import Node
     from fabric.daemon.pods import Pods
+
+
+FLOWS = 1000
+"""Connections in one answer."""
 
 
 def methods(node: Node) -> Mapping[str, Method]:
@@ -28,13 +33,17 @@ def methods(node: Node) -> Mapping[str, Method]:
         "peers": lambda params, passed: peers(node),
         "routes": lambda params, passed: routes(node),
         "counters": lambda params, passed: counters(node),
-        "port.add": lambda params, passed: _ready(node).add_port(params, passed),
+        "port.add": lambda params, passed: policing.add_port(node, _ready(node), params, passed),
+        "flows": lambda params, passed: flows(node, params),
+        "drops": lambda params, passed: drops(node, params),
         "port.delete": lambda params, passed: port_delete(node, params),
+        "port.counters": lambda params, passed: node.forwarding.dataplane.port_counters(),
         "port.list": lambda params, passed: [item for item in node.pods.endpoints() if item["kind"] in ("tun", "tap")],
-        "endpoint.add": lambda params, passed: node.pods.add_endpoint(params),
+        "endpoint.add": lambda params, passed: policing.add_endpoint(node, params),
         "endpoint.delete": lambda params, passed: endpoint_delete(node, params),
         "endpoint.list": lambda params, passed: node.pods.endpoints(),
         "stop": lambda params, passed: stop(node),
+        **policing.methods(node),
     }
 
 
@@ -98,6 +107,7 @@ def status(node: Node) -> dict[str, Any]:
         },
         "kernel": {"problems": list(forwarding.keeper.problems()) if forwarding.keeper else []},
         "firewall": _firewall(node),
+        "policy": policing.status(node.policy),
         "tasks": node.supervisor.names(),
         "dataplane": forwarding.dataplane.status(),
     }
@@ -170,6 +180,23 @@ def counters(node: Node) -> dict[str, int]:
         **node.pods.counters(),
     }
     return {**node.forwarding.dataplane.counters(), **own}
+
+
+def flows(node: Node, params: Mapping[str, Any]) -> dict[str, Any]:
+    """A page of the flow table: at most `limit` connections from `cursor` on; `next` is the next page's cursor."""
+    cursor, limit = params.get("cursor", 0), params.get("limit", FLOWS)
+    if type(cursor) is not int or type(limit) is not int or not 0 <= cursor < 1 << 31 or not 1 <= limit <= FLOWS:
+        raise FabricError(f"flows: cursor must be a whole number from 0, limit one from 1 to {FLOWS}")
+    found, after = node.forwarding.dataplane.flows(cursor, limit)
+    return {"flows": found, "next": after}
+
+
+def drops(node: Node, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Packets that were refused after the one of number `since`; asking has them taken down for a few seconds."""
+    since = params.get("since")
+    if since is not None and type(since) is not int:
+        raise FabricError("drops: since must be a whole number")
+    return node.drops.read(since)
 
 
 def port_delete(node: Node, params: Mapping[str, Any]) -> dict[str, Any]:

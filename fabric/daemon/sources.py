@@ -141,7 +141,9 @@ class EtcdSource:
 
 
 class KubeSource:
-    """The Kubernetes API: leases are annotations of Nodes. `name` is this node's when nothing else says it."""
+    """The Kubernetes API: leases are annotations of Nodes. `name` is this node's when nothing else says it.
+
+    `access` and `names` are for others who ask the same API."""
 
     kind = "kubernetes"
     config_text = ""
@@ -153,15 +155,15 @@ class KubeSource:
         self._options = options
         self._name = name
         self._conf = conf
-        self._access = access.load(options.api_url, options.kubeconfig, os.environ)
-        self._names = annotate.names(options.annotation_prefix)
+        self.access = access.load(options.api_url, options.kubeconfig, os.environ)
+        self.names = annotate.names(options.annotation_prefix)
         self._store: KubeStore | None = None
-        self.url = str(self._access.endpoint)
+        self.url = str(self.access.endpoint)
 
     async def connect(self, remembered: Remembered) -> Store:
         from fabric.store.kube.store import KubeStore
 
-        self._store = KubeStore(self._access, self._names, await self._node_name(remembered))
+        self._store = KubeStore(self.access, self.names, await self._node_name(remembered))
         return self._store
 
     async def _node_name(self, remembered: Remembered) -> str:
@@ -172,7 +174,7 @@ class KubeSource:
 
         known = remembered.own.node if remembered.own else ""
         pod = {"POD_NAME": self._options.pod_name, "POD_NAMESPACE": self._options.pod_namespace}
-        api = Api(self._access, self._names)
+        api = Api(self.access, self.names)
         return await patiently(lambda: node_name_of_pod(api, pod), known or None) or self._name
 
     async def config(self, remembered: Remembered) -> NetConf:
@@ -193,7 +195,7 @@ class KubeSource:
         from fabric.daemon.kube_lease import KubeLease
 
         assert self._store is not None
-        return KubeLease(self._store, self.prefix, identity, self._options.set_network_unavailable, clock)
+        return KubeLease(self._store, self.prefix, identity, self._options.set_network_unavailable)  # the time of day
 
     async def undo(self) -> None:
         return None

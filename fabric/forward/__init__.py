@@ -17,8 +17,12 @@ machine, `flow_key` what a flow is). `flow_track` brings a packet's flow forward
 that has to leave by the node port, because its flow came in there and the host's kernel may have translated it.
 `fragments` lets later fragments follow the first one.
 
+Network policy (`fabric.policy`) is asked where a flow begins (`policing`), on the node of either end, and the verdict
+stays in the flow's record: a packet of an established flow costs one comparison of numbers. `enforcement` is what a
+generation knows of policy, `policies` the control plane's side of it, `denials` a sample of what was refused.
+
 A port is a TUN or a TAP (`ethernet`); a TAP's pod has one neighbour, the gateway, who answers for everybody.
 
-Limits: at most 8 workers, 4 receive sockets and 16 source ports per family each; one address per family and pod port;
-no policy yet. A route is looked up per destination and a flow per packet or superframe; the last one is remembered.
+Limits: at most 8 workers, 4 receive sockets and 16 source ports per family each; one address per family and pod port.
+A route is looked up per destination and a flow per packet or superframe; the last one is remembered.
 """

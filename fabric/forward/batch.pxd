@@ -1,4 +1,5 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from fabric.forward.ingress cimport Ingress
 from fabric.forward.lane cimport Lane
 
 cdef enum:
@@ -24,6 +25,10 @@ cdef struct Egress:
     uint8_t* side                # headers of segments and fragments
     uint32_t side_fill
     uint64_t ports_version
+    Ingress* ingress             # whose sockets this thread reads while traffic is sparse
+    uint32_t joined              # so many of them are in this thread's epoll set
+    uint32_t pressure            # heavy turns of late while it does
+    uint64_t joint_turns         # turns in which it did
     uint64_t last_number         # generation of the remembered route
     uint64_t last_high
     uint64_t last_low

@@ -25,12 +25,16 @@ from pathlib import Path
 from fabric.errors import DataplaneError
 from fabric.forward import kept, node_device, pod_device
 from fabric.forward.flows import FlowTable
+from fabric.forward.policies import Denied, Policies
 from fabric.forward.ports import WorkerPort
+from fabric.forward.refused import refused_packet
 from fabric.forward.snapshot import Snapshot
+from fabric.forward.tables import Tables
 from fabric.forward.tunnel_gso import TunnelTap, is_virtual, on_link, passes_tunnel_superframes
 from fabric.forward.underlay import Underlay
 from fabric.forward.worker import Worker
-from fabric.model import Address, DataplaneSettings, Encapsulation, Endpoint, ForwardingState
+from fabric.model import Address, DataplaneSettings, Encapsulation, Endpoint, ForwardingState, RefusedPacket
+from fabric.policy import PolicySnapshot
 from tun.device import Device
 from tun.errors import DeviceError
 
@@ -43,6 +47,7 @@ class Dataplane:
 
     def __init__(self, settings: DataplaneSettings, keeper: kept.Kept | None = None) -> None:
         self.settings = settings
+        self._policies = Policies(settings)
         self._kept = keeper or kept.Nothing()
         self._underlay = Underlay(settings, self._kept)
         self._node: WorkerPort | None = None
@@ -51,10 +56,13 @@ class Dataplane:
         self._threads: list[threading.Thread] = []
         self._state: ForwardingState | None = None
         self._generation = 0
+        self._tables = Tables()
         self._ports_version = 0
         self._offloads: dict[str, bool] = {}
         self._past: Counter[str] = Counter()  # counted by workers that were replaced
         self._flows = FlowTable(settings.flows) if settings.flows else None
+        self._recording = False  # what is refused
+        self._past_lost = 0
         self._tap: TunnelTap | None = None
         self._tap_refused = ""  # the interface for which it could not be had
 
@@ -153,6 +161,7 @@ class Dataplane:
         port = WorkerPort(endpoint.name, device, mtu, endpoint.addresses, self.settings.workers)
         port.ethernet = pod_device.ethernet(device)
         self._kept.keep(kept.pod(endpoint.name), device.fds)
+        port.place(self._pods, self._workers)
         self._pods.append(port)
         self._ports_version += 1
         self._publish()
@@ -177,22 +186,30 @@ class Dataplane:
                 raise DataplaneError(f"port {name}: {address} is port {port.name}'s")
 
     def delete_port(self, name: str) -> None:
-        """Remove a pod port; its device disappears."""
+        """Remove a pod port; its device disappears, and what the flow table has of it."""
         for position, port in enumerate(self._pods):
             if port.name == name:
                 with contextlib.suppress(DeviceError):  # it went with its namespace
                     port.device.persist(False)
+                account = self._flows.account(name) if self._flows is not None else 0
+                addresses = port.addresses
                 self._kept.drop(kept.pod(name))
                 del self._pods[position]
                 del port
                 self._ports_version += 1
                 self._publish()
+                if self._flows is not None:
+                    self._flows.forget(account, addresses)
                 return
         raise DataplaneError(f"no port {name}")
 
     def lost_ports(self) -> list[str]:
         """The pod ports whose device is gone: its namespace ended, or somebody deleted it."""
         return [port.name for port in self._pods if port.device.gone]
+
+    def port_counters(self) -> dict[str, dict[str, int]]:
+        """By port name, "node" among them: frames and bytes from it and to it, drops (`WorkerPort.COUNTS`)."""
+        return {port.name: dict(zip(port.COUNTS, port.counted(self._workers), strict=True)) for port in self._ports}
 
     # --- snapshot ---
 
@@ -205,14 +222,30 @@ class Dataplane:
             self._state = before
             raise
 
+    def set_policy(self, snapshot: PolicySnapshot | None) -> None:
+        """Judge by this from now on, established flows too with their next packet; None ends it.
+
+        Without a snapshot everything passes, or with `policy_required` nothing from or to pods but what their own node
+        sends. Raises DataplaneError when flows are not tracked or peers cannot be compiled, and nothing has changed.
+        """
+        before = self._policies.snapshot
+        self._policies.set(snapshot)
+        try:
+            self._publish()
+        except DataplaneError:
+            self._policies.set(before)
+            raise
+
     def _publish(self) -> None:
         if self._state is None or not self._ports:
             return
         self._generation += 1
         try:
+            ports = self.settings.ports
             snapshot = Snapshot(
-                self._generation, self._state, self._ports, self._ports_version, self.settings.ports,
-                self.settings.reserved_bits == "strict", self._flows,
+                self._generation, self._state, self._ports, self._ports_version, ports,
+                self.settings.reserved_bits == "strict", self._flows, self._policies.enforcement(self._ports_version),
+                self._tables.compile(self._state, ports, self._ports),
             )
         except ValueError as error:
             raise DataplaneError(f"peers cannot be compiled, keeping the last ones: {error}") from None
@@ -245,6 +278,7 @@ class Dataplane:
             worker = Worker(index, self._underlay.sockets(index), transmit[4], transmit[6])
             worker.set_segmentation(self._offloads["udp-gso"])
             worker.set_batching(self.settings.offload.get("udp-batch", True))
+            worker.record_drops(self._recording)
             self._workers.append(worker)
         self._offloads["tap-tunnel-gso"] = False
         if before_threads is None:
@@ -343,8 +377,11 @@ class Dataplane:
             worker.stop()
         for thread in self._threads:
             thread.join(timeout=5)
+        for port in self._ports:
+            port.before = port.counted(self._workers)
         for worker in self._workers:
             self._past.update(worker.counters())
+            self._past_lost += worker.recorded_drops()[1]
         self._threads.clear()
         self._workers.clear()
 
@@ -362,10 +399,42 @@ class Dataplane:
         total["node_port_overflows"] = _overflows(self.settings.device) if self._ports else 0
         return total
 
+    def rule_hits(self) -> Mapping[str, int]:
+        """Flows that each policy rule has decided since the start, by the name that the policy snapshot gives it."""
+        return self._policies.rule_hits()
+
+    def denied(self) -> list[Denied]:
+        """Flows that policy has refused since the last call: a sample, at most the last 128 of each thread."""
+        return self._policies.describe(record for worker in self._workers for record in worker.denied())
+
     def beats(self) -> dict[str, int]:
         """Wake every thread; a number for each that has changed by the next call unless the thread hangs."""
         counted = [beat for worker in self._workers for beat in worker.beat()]
         return {thread.name: beat for thread, beat in zip(self._threads, counted, strict=True)}
+
+    def flows(self, cursor: int, limit: int) -> tuple[list[dict[str, object]], int | None]:
+        """A page of at most `limit` connections from place `cursor` on, and where the next one begins, None at the end.
+
+        A connection that moves meanwhile may be missing or come twice. Raises DataplaneError without a table.
+        """
+        if self._flows is None:
+            raise DataplaneError("no connections are tracked: the daemon runs with --flow-table 0")
+        return self._flows.page(cursor, limit, int(time.monotonic()))
+
+    def record_drops(self, enabled: bool) -> None:
+        """Take down the beginning of packets that are refused from now on, or no longer."""
+        self._recording = enabled
+        for worker in self._workers:
+            worker.record_drops(enabled)
+
+    def recorded_drops(self) -> tuple[list[RefusedPacket], int]:
+        """What was taken down since the last call, and how many did not fit into the rings so far."""
+        found, lost = [], self._past_lost
+        for worker in self._workers:
+            records, worker_lost = worker.recorded_drops()
+            found += [refused_packet(record, [port.name for port in self._ports]) for record in records]
+            lost += worker_lost
+        return sorted(found, key=lambda packet: packet.time), lost
 
     def status(self) -> dict[str, object]:
         """Offloads in use, threads alive, sockets and ports."""

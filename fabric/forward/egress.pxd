@@ -2,6 +2,7 @@ from libc.stdint cimport uint8_t, uint32_t
 from encap.inner cimport Inner
 from encap.vtep cimport Vtep
 from fabric.forward.batch cimport Egress
+from fabric.forward.lane cimport PortCount
 from fabric.forward.snapshot cimport Generation, PortEntry
 from tun.vnet cimport VnetHeader
 
@@ -12,6 +13,7 @@ cdef enum:
 cdef void egress_run(Egress* e) noexcept nogil
 cdef void watch_ports(Egress* e, const Generation* g) noexcept nogil
 cdef void drain_port(Egress* e, const Generation* g, uint32_t position) noexcept nogil
+cdef void read_port(Egress* e, const Generation* g, uint32_t position, PortCount* count) noexcept nogil
 cdef uint32_t route_of(Egress* e, const Generation* g, const Inner* inner) noexcept nogil
 # True when memory of the frame is still referenced by a queue.
 cdef bint egress_frame(Egress* e, const Generation* g, uint32_t position, uint8_t* frame, uint32_t length,

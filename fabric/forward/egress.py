@@ -3,11 +3,12 @@
 
 Theory of operation, in the order a frame goes:
 
-1. `egress_run` sleeps in epoll on the ports, then drains each ready port by at most BUDGET frames a turn.
+1. `egress_run` sleeps in epoll on the ports, then drains each ready port by at most BUDGET frames a turn. While traffic
+   is sparse it does the ingress thread's work too (`joint`).
 2. `drain_port` reads a frame into the arena just behind the previous one, with room for the tunnel header in between:
    small packets of one drain are adjacent and leave as one UDP_SEGMENT train of a single iovec.
 3. `egress_frame` parses it, checks a pod's source address, finds the route (the last destination is remembered) and
-   the flow (`flow_track`), whose replies may have to leave by the node port.
+   the flow (`flow_track`), which policy may refuse and whose replies may have to leave by the node port.
 4. `to_tunnel` checks TTL and MTU; a superframe is cut by `cut_superframe` into headers in the side buffer and payload
    pieces in place; a single packet gets its checksum finished and its tunnel header stamped in front of it.
    `to_port` hands a frame, superframes whole, to another port of this node.
@@ -25,9 +26,12 @@ from cython.cimports.encap.inner import IPPROTO_UDP, Inner, parse, unicast4, uni
 from cython.cimports.encap.net import poll
 from cython.cimports.encap.vtep import FORMAT_NONE, NO_VTEP, find_vtep
 from cython.cimports.fabric.forward.batch import ARENA_SIZE, FRAME_ROOM, HEADROOM, egress_flush
+from cython.cimports.fabric.forward.drop_ring import FROM_PORT, FROM_PORT_ETHERNET, Ring, ring_record
 from cython.cimports.fabric.forward.ethernet import unwrap
-from cython.cimports.fabric.forward.flow_track import BY_NODE_PORT, track, track_batch
+from cython.cimports.fabric.forward.flow_track import BY_NODE_PORT, REFUSED_SHIFT, track, track_batch
 from cython.cimports.fabric.forward.icmp import HOST_UNREACHABLE, NET_UNREACHABLE
+from cython.cimports.fabric.forward.ingress import ingress_turn
+from cython.cimports.fabric.forward.joint import SOCKET_TOKEN, follow, weigh
 from cython.cimports.fabric.forward.kernel import (
     EPOLL_CLOEXEC,
     EPOLL_CTL_ADD,
@@ -40,7 +44,7 @@ from cython.cimports.fabric.forward.kernel import (
     epoll_event,
     epoll_wait,
 )
-from cython.cimports.fabric.forward.lane import drop, lane_enter, lane_idle
+from cython.cimports.fabric.forward.lane import PortCount, drop, lane_enter, lane_idle
 from cython.cimports.fabric.forward.local import answer, to_port
 from cython.cimports.fabric.forward.snapshot import (
     KIND_SHIFT,
@@ -76,10 +80,14 @@ def egress_run(e):
     count: cython.int
     i: cython.int
     token: uint64_t
+    sockets: cython.bint
+    before: uint64_t
+    packets: uint64_t
     while not atomic_load(cython.address(e.lane.shared.stop), ORDERED):
         g = lane_enter(cython.address(e.lane))
         if e.lane.epoll < 0 or (g != cython.NULL and g.ports_version != e.ports_version):
             watch_ports(e, g)
+        follow(e)
         lane_idle(cython.address(e.lane))
         count = epoll_wait(e.lane.epoll, cython.address(events[0]), EVENTS, -1)
         if count <= 0:
@@ -91,12 +99,21 @@ def egress_run(e):
         g = lane_enter(cython.address(e.lane))
         if g != cython.NULL:
             track_batch(cython.address(e.lane.tracker), g)
+        sockets = False
+        before = e.lane.packets
         for i in range(count):
             if events[i].data.u32 == WAKE:
                 read(e.lane.wake, cython.address(token), 8)
+            elif events[i].data.u32 & SOCKET_TOKEN:
+                sockets = True
             elif g != cython.NULL and g.ports_version == e.ports_version:
                 drain_port(e, g, events[i].data.u32)
         egress_flush(e)
+        packets = e.lane.packets - before
+        if sockets:
+            e.joint_turns += 1
+            packets += ingress_turn(e.ingress)
+        weigh(e, packets)
     lane_idle(cython.address(e.lane))
 
 
@@ -108,6 +125,7 @@ def watch_ports(e, g):
     if e.lane.epoll >= 0:
         close(e.lane.epoll)
     e.lane.epoll = epoll_create1(EPOLL_CLOEXEC)
+    e.joined = 0
     event.events = EPOLLIN
     event.data.u64 = 0
     event.data.u32 = WAKE
@@ -122,12 +140,21 @@ def watch_ports(e, g):
 
 
 def drain_port(e, g, position):
-    """Read and forward up to BUDGET frames of a port."""
+    """Read and forward up to BUDGET frames of a port; what is dropped meanwhile is the port's."""
+    count: cython.pointer(PortCount) = cython.address(e.lane.ports[g.ports[position].slot])
+    before: uint64_t = e.lane.dropped
+    read_port(e, g, position, count)
+    count.drops += e.lane.dropped - before
+
+
+def read_port(e, g, position, count):
+    """Up to BUDGET frames of a port."""
     fd: cython.int = g.ports[position].fds[e.lane.shared.worker]
     vnet: VnetHeader
     base: cython.pointer(uint8_t)
     n: cython.Py_ssize_t
     link: uint32_t
+    ring: cython.pointer(Ring) = e.lane.ring
     _turn: uint32_t
     for _turn in range(BUDGET):
         if e.fill > ARENA_SIZE - HEADROOM:
@@ -155,14 +182,21 @@ def drain_port(e, g, position):
         base += VNET_HEADER_SIZE
         n -= VNET_HEADER_SIZE
         link = 0
+        e.lane.refused = DropReason.PASS
         if g.ports[position].ethernet:
             link = LINK_HEADER
             if not unwrap(
                 e, cython.address(g.ports[position]), base, cython.cast(uint32_t, n), cython.address(vnet)
             ):
+                if ring != cython.NULL and e.lane.refused:
+                    ring_record(ring, FROM_PORT_ETHERNET, e.lane.refused, position, base, cython.cast(uint32_t, n))
                 continue
+        count.frames_from += 1
+        count.bytes_from += cython.cast(uint32_t, n) - link
         if egress_frame(e, g, position, base + link, cython.cast(uint32_t, n) - link, cython.address(vnet)):
             e.fill += cython.cast(uint32_t, n) + HEADROOM
+        elif ring != cython.NULL and e.lane.refused:
+            ring_record(ring, FROM_PORT, e.lane.refused, position, base + link, cython.cast(uint32_t, n) - link)
 
 
 def route_of(e, g, inner):
@@ -191,6 +225,7 @@ def egress_frame(e, g, position, frame, length, vnet):
     port: cython.pointer(PortEntry) = cython.address(g.ports[position])
     route: uint32_t
     target: uint32_t
+    verdict: uint32_t
     reason: cython.int = parse(frame, length, cython.address(inner))
     if reason == DropReason.PASS and port.kind == POD_PORT:
         reason = check_pod(g, port, cython.address(inner))
@@ -201,11 +236,14 @@ def egress_frame(e, g, position, frame, length, vnet):
     if route == cython.cast(uint32_t, NO_ROUTE):
         return no_route(e, g, position, frame, cython.address(inner), vnet)
     target = route & POSITION_MASK
-    if g.flows != cython.NULL and track(
-        cython.address(e.lane.tracker), g, cython.address(inner), frame, port.account
-    ) & BY_NODE_PORT:
-        to_port(e, g, position, 0, frame, cython.address(inner), vnet)
-        return False
+    if g.flows != cython.NULL:
+        verdict = track(cython.address(e.lane.tracker), g, cython.address(inner), frame, port.account)
+        if verdict > BY_NODE_PORT:
+            drop(cython.address(e.lane), verdict >> REFUSED_SHIFT)
+            return False
+        if verdict == BY_NODE_PORT:
+            to_port(e, g, position, 0, frame, cython.address(inner), vnet)
+            return False
     if route >> KIND_SHIFT == TO_VTEP:
         return to_tunnel(e, g, position, cython.address(g.vteps.vteps[target]), frame, cython.address(inner), vnet)
     if route >> KIND_SHIFT == TO_HOST:
@@ -220,6 +258,7 @@ def egress_frame(e, g, position, frame, length, vnet):
 
 def no_route(e, g, position, frame, inner, vnet):
     """A destination outside the fabric."""
+    verdict: uint32_t
     if not (
         unicast4(cython.cast(uint32_t, inner.dst_low)) if inner.family == 4 else unicast6(inner.dst_high, inner.dst_low)
     ):
@@ -228,7 +267,10 @@ def no_route(e, g, position, frame, inner, vnet):
     if g.ports[position].kind == POD_PORT:
         # Everything outside the fabric is the host's business: its kernel routes and translates.
         if g.flows != cython.NULL:
-            track(cython.address(e.lane.tracker), g, inner, frame, g.ports[position].account)
+            verdict = track(cython.address(e.lane.tracker), g, inner, frame, g.ports[position].account)
+            if verdict > BY_NODE_PORT:
+                drop(cython.address(e.lane), verdict >> REFUSED_SHIFT)
+                return False
         to_port(e, g, position, 0, frame, inner, vnet)
         return False
     drop(cython.address(e.lane), DropReason.NO_ROUTE)

@@ -27,8 +27,7 @@ def flow_key(inner, packet, key):
     sport: uint32_t = inner.sport
     dport: uint32_t = inner.dport
     if inner.protocol == IPPROTO_ICMP or inner.protocol == IPPROTO_ICMPV6:
-        sport = echo_id(inner.family, inner.protocol, packet + inner.l4)
-        dport = sport
+        echo_ports(inner.family, inner.protocol, packet + inner.l4, cython.address(sport), cython.address(dport))
     key.family = inner.family
     key.protocol = inner.protocol
     return order_ends(key, inner.src_high, inner.src_low, sport, inner.dst_high, inner.dst_low, dport)
@@ -52,13 +51,33 @@ def order_ends(key, src_high, src_low, sport, dst_high, dst_low, dport):
     return side
 
 
-def echo_id(family, protocol, l4):
-    """Identifier of an echo request or reply, 0 for any other ICMP message."""
-    if family == 4 and protocol == IPPROTO_ICMP:
-        return load16(l4 + 4) if l4[0] == 8 or l4[0] == 0 else 0
-    if family == 6 and protocol == IPPROTO_ICMPV6:
-        return load16(l4 + 4) if l4[0] == 128 or l4[0] == 129 else 0
-    return 0
+def is_echo(family, protocol, kind):
+    """Whether this is an echo request or reply, by its ICMP type."""
+    if family == 4:
+        return protocol == IPPROTO_ICMP and (kind == 8 or kind == 0)
+    return protocol == IPPROTO_ICMPV6 and (kind == 128 or kind == 129)
+
+
+def is_echo_reply(family, protocol, kind):
+    """Whether this is an echo reply, by its ICMP type."""
+    return kind == 0 and protocol == IPPROTO_ICMP if family == 4 else kind == 129 and protocol == IPPROTO_ICMPV6
+
+
+def echo_ports(family, protocol, l4, sport, dport):
+    """Which end asks is part of the key: the answer of one ping must not pass for the question of another.
+
+    The answering end has the identifier plus one. Two pings in opposite directions would have one key if each
+    identifier were the other one plus one, which cannot be.
+    """
+    identifier: uint32_t = load16(l4 + 4)
+    sport[0] = 0
+    dport[0] = 0
+    if is_echo_reply(family, protocol, l4[0]):
+        sport[0] = (identifier + 1) & 0xFFFF
+        dport[0] = identifier
+    elif is_echo(family, protocol, l4[0]):
+        sport[0] = identifier
+        dport[0] = (identifier + 1) & 0xFFFF
 
 
 def is_error(inner, packet):
@@ -91,8 +110,7 @@ def quoted_key(inner, packet, key):
         sport = load16(quote + header)
         dport = load16(quote + header + 2)
     elif key.protocol == IPPROTO_ICMP or key.protocol == IPPROTO_ICMPV6:
-        sport = echo_id(inner.family, key.protocol, quote + header)
-        dport = sport
+        echo_ports(inner.family, key.protocol, quote + header, cython.address(sport), cython.address(dport))
     if inner.family == 4:
         return order_ends(key, 0, load32(quote + 12), sport, 0, load32(quote + 16), dport)
     return order_ends(

@@ -10,4 +10,6 @@ cdef class FlowProbe:
     cdef uint8_t* bytes
     cdef uint32_t* starts
     cdef uint32_t count
+    cdef uint64_t denied_seen
+    cdef uint32_t _track(self, bytes packet, uint32_t entry, uint32_t now) except *
     cdef uint64_t _torn(self, uint32_t spread) noexcept nogil

@@ -8,9 +8,10 @@ packet. `run` and `torn` go through the packets given at the start without the G
 import cython
 from cython.cimports.encap.drops import DropReason
 from cython.cimports.encap.inner import Inner, parse
+from cython.cimports.fabric.forward.denials import read_denials
 from cython.cimports.fabric.forward.flow_key import FlowKey, flow_hash, flow_key
 from cython.cimports.fabric.forward.flow_table import Found, Table, flow_lookup
-from cython.cimports.fabric.forward.flow_track import BY_NODE_PORT, Tracker, track
+from cython.cimports.fabric.forward.flow_track import BY_NODE_PORT, REFUSED_SHIFT, Tracker, track
 from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
 from cython.cimports.libc.stdlib import calloc, free, malloc
 from cython.cimports.libc.string import memcpy
@@ -52,18 +53,24 @@ class FlowProbe:
 
     def track(self, packet: bytes, entry: int, now: int) -> bool:
         """One packet that came in by `entry` at `now` (seconds): True when it has to leave by the node port."""
+        return self._track(packet, entry, now) == BY_NODE_PORT
+
+    def refused(self, packet: bytes, entry: int, now: int) -> int:
+        """The same: the drop reason by which policy refuses it, 0 when it may pass."""
+        verdict: uint32_t = self._track(packet, entry, now)
+        return verdict >> REFUSED_SHIFT
+
+    def denied(self) -> list:
+        """As `Worker.denied`, of this tracker."""
+        return read_denials(cython.address(self.tracker.denials), cython.address(self.denied_seen))
+
+    def _track(self, packet, entry, now):
         inner: Inner
         data: cython.p_uchar = packet
         if parse(data, len(packet), cython.address(inner)) != DropReason.PASS:
             raise ValueError("the packet is malformed")
         self.tracker.now = now
-        return bool(
-            track(
-                self.tracker, cython.address(self.snapshot.generation), cython.address(inner), data,
-                cython.cast(uint32_t, entry),
-            )
-            & BY_NODE_PORT
-        )
+        return track(self.tracker, cython.address(self.snapshot.generation), cython.address(inner), data, entry)
 
     def run(self, entry: int, now: int, rounds: int, spread: int = 0) -> int:
         """All packets `rounds` times; how many had to leave by the node port. `spread`: see `torn`."""

@@ -24,12 +24,17 @@ cdef enum FlowState:
     FIN_REPLY = 7
     FIN_BOTH = 8
     RESET = 9
-    STATES = 10
+    DENIED = 10                  # was established, and a later policy does not allow it
+    DENIED_EARLY = 11            # the same before it was
+    STATES = 12
 
 cdef uint8_t first_state(uint8_t protocol, uint32_t flags) noexcept nogil
 # After a packet with these TCP flags from the side that began (or, with `reply`, from the other).
 cdef uint8_t next_state(uint8_t state, uint32_t flags, bint reply) noexcept nogil
 cdef uint8_t class_of(uint8_t state) noexcept nogil
+cdef uint8_t denied_state(uint8_t state) noexcept nogil
+# Whether a SYN begins another connection of the same ends.
+cdef bint gives_way(uint8_t state) noexcept nogil
 # Seconds without a packet after which the flow is gone.
 cdef uint32_t timeout_of(uint8_t state, uint8_t protocol) noexcept nogil
 

@@ -40,7 +40,7 @@ def next_state(state, flags, reply):
 
 def class_of(state):
     """What the flow is worth."""
-    if state in (REPLIED, TCP_ESTABLISHED):
+    if state in (REPLIED, TCP_ESTABLISHED, DENIED):
         return FlowClass.ESTABLISHED
     if state >= FIN_ORIGIN:
         # A half-closed connection may still carry data for hours.
@@ -48,16 +48,33 @@ def class_of(state):
     return FlowClass.EMBRYONIC
 
 
+def denied_state(state):
+    """State of a flow that policy cuts. It keeps its place as it did before: nobody can push a cut connection out."""
+    return DENIED if class_of(state) == FlowClass.ESTABLISHED else DENIED_EARLY
+
+
+def gives_way(state):
+    """Closing and cut connections do."""
+    return state == DENIED or class_of(state) == FlowClass.CLOSING
+
+
 def timeout_of(state, protocol):
-    """Seconds of silence that end it."""
+    """Seconds of silence that end it.
+
+    A connection that policy has cut is remembered as long as its ends may take it for open, and a keepalive (2 h in
+    Linux) counts as a packet: if it were forgotten, a packet of the side that did not begin could begin it anew, the
+    other way round.
+    """
     if protocol == IPPROTO_TCP:
         if state in (SYN_SENT, SYN_RECEIVED, RESET):
             return 10
         if state == TCP_ESTABLISHED:
             return 432_000
+        if state == DENIED:
+            return 14_400
         return 300 if state == PICKED_UP else 120
     if protocol == IPPROTO_UDP:
-        return 120 if state == REPLIED else 30
+        return 120 if state in (REPLIED, DENIED) else 30
     if protocol in (IPPROTO_ICMP, IPPROTO_ICMPV6):
         return 30
     return 600

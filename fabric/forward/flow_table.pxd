@@ -16,6 +16,7 @@ cdef enum:
     REPLACED                     # by a new connection of the same ends
     EVICTED_CLOSING
     EVICTED_EMBRYONIC
+    FORGOTTEN                    # with the pod whose they were
     REFUSED_FULL
     REFUSED_QUOTA
     FLOW_COUNTS
@@ -36,8 +37,10 @@ cdef struct Flow:
     uint8_t state                # FlowState
     uint8_t origin               # side that began
     uint32_t policy              # number of the policy snapshot that judged it, 0 = none
-    uint8_t allowed
-    uint8_t spare[3]
+    uint8_t refused              # DropReason by which that policy cuts it, 0 = allowed
+    uint8_t icmp_type            # of its first packet
+    uint8_t icmp_code
+    uint8_t spare
 
 # What only judging and showing need.
 cdef struct FlowRest:

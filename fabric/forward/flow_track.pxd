@@ -1,20 +1,23 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from encap.inner cimport IPPROTO_TCP, WHOLE, Inner
+from fabric.forward.denials cimport Denials
 from fabric.forward.flow_key cimport FlowKey
 from fabric.forward.flow_state cimport TCP_FIN, TCP_RST, TCP_SYN
-from fabric.forward.flow_table cimport Bucket, Flow, Found
+from fabric.forward.flow_table cimport Bucket, Flow, FlowRest, Found
 from fabric.forward.flow_write cimport Insertion
 from fabric.forward.fragments cimport Fragments
 from fabric.forward.kernel cimport RELAXED, atomic_load
 from fabric.forward.snapshot cimport Generation
+from fabric.policy.judge cimport Answer, Question
 
 cdef enum:
     SWEEP = 4                    # buckets per batch
 
-# Bits of a packet's verdict.
+# A packet's verdict: one of these, or REFUSED_SHIFT of the DropReason by which policy refuses it.
 cdef enum:
     FOLLOW_ROUTE = 0
     BY_NODE_PORT = 1             # a reply of a flow that entered by the node port
+    REFUSED_SHIFT = 1
 
 # The last packet's flow and verdict: a run of one flow is looked up once a second.
 cdef struct FlowMemo:
@@ -37,25 +40,38 @@ cdef struct Tracker:
     uint32_t now                 # seconds, monotonic, of this batch
     FlowMemo memo
     Fragments fragments
+    Denials denials
 
 cdef void track_batch(Tracker* k, const Generation* g) noexcept nogil
 cdef uint32_t track_flow(Tracker* k, const Generation* g, const Inner* inner, const uint8_t* packet,
                          uint32_t entry) noexcept nogil
+cdef uint32_t track_fragment(Tracker* k, const Generation* g, const Inner* inner, uint32_t entry) noexcept nogil
+cdef uint32_t track_icmp(Tracker* k, const Generation* g, const Inner* inner, const uint8_t* packet,
+                         uint32_t entry) noexcept nogil
 cdef uint32_t track_error(Tracker* k, const Generation* g, const Inner* inner, const uint8_t* packet,
                           uint32_t entry) noexcept nogil
-cdef bint follow(Tracker* k, const Generation* g, const Inner* inner, const FlowKey* key, uint32_t side, uint32_t flags,
-                 uint32_t entry, Found* found) noexcept nogil
-cdef Insertion admit_flow(Tracker* k, const Generation* g, const Inner* inner, const FlowKey* key, uint32_t side,
-                          uint32_t flags, uint32_t entry, uint64_t hash, Found* found) noexcept nogil
+cdef uint32_t follow(Tracker* k, const Generation* g, const Inner* inner, const uint8_t* packet, uint32_t flags,
+                     uint32_t entry) noexcept nogil
+# Ask policy and keep account of its answer: PASS or the DropReason.
+cdef uint8_t refuse(Tracker* k, const Generation* g, const Question* q, uint32_t entry, Answer* a) noexcept nogil
+cdef uint8_t refuse_packet(Tracker* k, const Generation* g, const Inner* inner, const uint8_t* packet,
+                           uint32_t entry) noexcept nogil
+# Judge a flow under rules that are newer than its verdict.
+cdef void judge_again(Tracker* k, const Generation* g, Flow* flow, FlowRest* rest) noexcept nogil
+cdef bint may_pass_error(const Generation* g, const Inner* inner, const Flow* flow, uint32_t side) noexcept nogil
+cdef Insertion admit_flow(Tracker* k, const Generation* g, const Inner* inner, const uint8_t* packet,
+                          const FlowKey* key, uint32_t side, uint32_t flags, uint32_t entry, uint64_t hash,
+                          Found* found, uint8_t* refused) noexcept nogil
 cdef bint advance(Flow* flow, uint32_t side, uint32_t flags, uint32_t entry, uint32_t now) noexcept nogil
-cdef uint32_t verdict_of(const Flow* flow, uint32_t side, uint32_t entry) noexcept nogil
+cdef uint32_t way_of(const Flow* flow, uint32_t side, uint32_t entry) noexcept nogil
 cdef void remember(Tracker* k, const Generation* g, const Inner* inner, uint32_t entry, const Found* found,
                    uint32_t verdict) noexcept nogil
+cdef void set_rules(FlowRest* rest, const Answer* a) noexcept nogil
 cdef uint32_t account_of(const Generation* g, const Inner* inner, uint32_t entry) noexcept nogil
 cdef uint32_t local_account(const Generation* g, uint8_t family, uint64_t high, uint64_t low) noexcept nogil
 
 
-# Verdict bits of a packet that came in by `entry`: the account of a pod port, NODE_ENTRY or UNDERLAY_ENTRY.
+# Verdict on a packet that came in by `entry`: the account of a pod port, NODE_ENTRY or UNDERLAY_ENTRY.
 cdef inline uint32_t track(Tracker* k, const Generation* g, const Inner* inner, const uint8_t* packet,
                            uint32_t entry) noexcept nogil:
     cdef const FlowMemo* m = &k.memo

@@ -11,22 +11,40 @@ The last port counts: when the side that began sends by another port, replies fo
 Where a flow came in by a pod port or from the underlay, its replies find the way back by the routes: a pod port sends
 its own addresses only, and a VTEP those of its lease. A flow whose port is gone falls back to routing by that.
 
-`admit_flow` is where a new flow is decided. A flow for which there is no room is not tracked and follows the routes.
+`admit_flow` is where a new flow is decided: by policy (`policing`), once, and what is refused leaves no record. A flow
+remembers the number of the rules under which it was judged. When that is not the generation's, its next packet has it
+judged again; refused then, it keeps its place and nothing of it passes in either direction until it has been silent for
+long or the rules change. A flow for which there is no room is not tracked: each of its packets follows the
+routes and is judged as a first one.
 
 Limits: TCP flows that began before the daemon did are met in the middle; the side that speaks first then counts as the
-one that began.
+one that began, for policy too: where only the other side may begin, it has to speak first.
 """
 
 import cython
+from cython.cimports.encap.drops import DropReason
 from cython.cimports.encap.inner import IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, LATER_FRAGMENT, WHOLE
-from cython.cimports.fabric.forward.flow_key import NO_QUOTE, FlowKey, flow_hash, flow_key, is_error, quoted_key
+from cython.cimports.fabric.forward.denials import note_denial
+from cython.cimports.fabric.forward.enforcement import count_rules
+from cython.cimports.fabric.forward.flow_key import (
+    NO_QUOTE,
+    FlowKey,
+    flow_hash,
+    flow_key,
+    is_echo,
+    is_echo_reply,
+    is_error,
+    quoted_key,
+)
 from cython.cimports.fabric.forward.flow_state import (
-    CLOSING,
+    PICKED_UP,
     TCP_ACK,
     TCP_RST,
     TCP_SYN,
-    class_of,
+    UNREPLIED,
+    denied_state,
     first_state,
+    gives_way,
     is_settled,
     next_state,
 )
@@ -41,8 +59,11 @@ from cython.cimports.fabric.forward.flow_table import (
     flow_lookup,
 )
 from cython.cimports.fabric.forward.flow_write import PLACED, REFUSED, flow_insert, flow_store, flow_sweep
-from cython.cimports.fabric.forward.fragments import fragment_note, fragment_verdict
+from cython.cimports.fabric.forward.fragments import UNMATCHED, fragment_note, fragment_verdict
+from cython.cimports.fabric.forward.policing import ask, ask_again, ask_fragment, may_report, police, police_fragment
 from cython.cimports.fabric.forward.snapshot import KIND_SHIFT, POSITION_MASK, TO_PORT
+from cython.cimports.fabric.policy.judge import NO_RULE as NOBODY
+from cython.cimports.fabric.policy.judge import Answer, Question
 from cython.cimports.libc.stdint import uint8_t, uint16_t, uint32_t, uint64_t
 from cython.cimports.libc.string import memset
 from cython.cimports.posix.time import clock_gettime, timespec
@@ -64,44 +85,95 @@ def track_batch(k, g):
 
 def track_flow(k, g, inner, packet, entry):
     """`track` of a packet that is not like the last one."""
-    key: FlowKey
-    found: Found
-    side: uint32_t
-    flags: uint32_t = 0
-    verdict: uint32_t = FOLLOW_ROUTE
+    verdict: uint32_t
     if inner.fragment == LATER_FRAGMENT:
-        return fragment_verdict(cython.address(k.fragments), inner, k.now)
-    if inner.protocol in (IPPROTO_ICMP, IPPROTO_ICMPV6) and is_error(inner, packet):
-        return track_error(k, g, inner, packet, entry)
-    if inner.protocol == IPPROTO_TCP:
-        flags = packet[inner.l4 + 13]
-    side = flow_key(inner, packet, cython.address(key))
-    if follow(k, g, inner, cython.address(key), side, flags, entry, cython.address(found)):
-        verdict = verdict_of(cython.address(found.flow), side, entry)
-        remember(k, g, inner, entry, cython.address(found), verdict)
+        return track_fragment(k, g, inner, entry)
+    if inner.protocol == IPPROTO_ICMP or inner.protocol == IPPROTO_ICMPV6:
+        verdict = track_icmp(k, g, inner, packet, entry)
+    else:
+        verdict = follow(
+            k, g, inner, packet, packet[inner.l4 + 13] if inner.protocol == IPPROTO_TCP else 0, entry
+        )
     if inner.fragment != WHOLE:
-        fragment_note(cython.address(k.fragments), inner, verdict, k.now)
+        fragment_note(cython.address(k.fragments), inner, verdict, g.rules_number, k.now)
     return verdict
 
 
-def follow(k, g, inner, key, side, flags, entry, found):
-    """Find or make the packet's flow and bring it forward; False when it is not tracked."""
-    hash: uint64_t = flow_hash(key, cython.address(g.flows.secret[0]))
+def track_fragment(k, g, inner, entry):
+    """A later fragment shares the lot of the first one."""
+    reason: uint8_t
+    question: Question
+    verdict: uint32_t = fragment_verdict(cython.address(k.fragments), inner, g.rules_number, k.now)
+    if verdict != UNMATCHED:
+        return verdict
+    reason = police_fragment(g, inner, entry)
+    if reason != DropReason.PASS:
+        ask_fragment(inner, cython.address(question))
+        note_denial(cython.address(k.denials), cython.address(question), reason, NOBODY, k.now)
+    return cython.cast(uint32_t, reason) << REFUSED_SHIFT
+
+
+def track_icmp(k, g, inner, packet, entry):
+    """An error belongs to the flow that it quotes; what is neither error nor echo has no flow that could speak for it.
+
+    Such a query is judged by itself each time. Only then it takes the way of the record that all those between two
+    addresses share.
+    """
+    reason: uint8_t
+    if is_error(inner, packet):
+        return track_error(k, g, inner, packet, entry)
+    if g.rules.active and not is_echo(inner.family, inner.protocol, packet[inner.l4]):
+        reason = refuse_packet(k, g, inner, packet, entry)
+        if reason != DropReason.PASS:
+            return cython.cast(uint32_t, reason) << REFUSED_SHIFT
+    return follow(k, g, inner, packet, 0, entry)
+
+
+def follow(k, g, inner, packet, flags, entry):
+    """Find or make the packet's flow and bring it forward; the verdict."""
+    key: FlowKey
+    found: Found
+    rest: FlowRest
+    side: uint32_t = flow_key(inner, packet, cython.address(key))
+    hash: uint64_t = flow_hash(cython.address(key), cython.address(g.flows.secret[0]))
+    verdict: uint32_t
     result: uint32_t
+    refused: uint8_t = DropReason.PASS
+    stale: cython.bint
     _turn: uint32_t
     for _turn in range(TRIES):
-        if not flow_lookup(g.flows, key, hash, found) or is_over(found, flags, k.now):
-            if flags & TCP_RST:
-                return False
-            result = admit_flow(k, g, inner, key, side, flags, entry, hash, found)
+        if not flow_lookup(g.flows, cython.address(key), hash, cython.address(found)) or is_over(
+            cython.address(found), flags, k.now
+        ):
+            result = admit_flow(
+                k, g, inner, packet, cython.address(key), side, flags, entry, hash, cython.address(found),
+                cython.address(refused),
+            )
             if result == REFUSED:
-                return False
+                return cython.cast(uint32_t, refused) << REFUSED_SHIFT
             if result == PLACED:
-                return True
+                break
+        elif side != found.flow.origin and flags & (TCP_SYN | TCP_ACK) == TCP_SYN and g.rules.active:
+            # A reply does not open connections: this is one in the other direction.
+            refused = refuse_packet(k, g, inner, packet, entry)
+            if refused != DropReason.PASS:
+                return cython.cast(uint32_t, refused) << REFUSED_SHIFT
+        stale = found.flow.policy != g.rules_number
+        if stale:
+            judge_again(k, g, cython.address(found.flow), cython.address(rest))
         # Somebody else may change the bucket between reading and storing.
-        if not advance(cython.address(found.flow), side, flags, entry, k.now) or flow_store(g.flows, found, k.now):
-            return True
-    return True
+        if not advance(cython.address(found.flow), side, flags, entry, k.now) and not stale:
+            break
+        if flow_store(
+            g.flows, cython.address(found), cython.address(rest) if stale else cython.NULL, k.now
+        ):
+            break
+    if found.flow.refused:
+        verdict = cython.cast(uint32_t, found.flow.refused) << REFUSED_SHIFT
+    else:
+        verdict = way_of(cython.address(found.flow), side, entry)
+    remember(k, g, inner, entry, cython.address(found), verdict)
+    return verdict
 
 
 @cython.cfunc
@@ -109,16 +181,24 @@ def follow(k, g, inner, key, side, flags, entry, found):
 @cython.nogil
 @cython.exceptval(check=False)
 def is_over(found: cython.pointer(cython.const[Found]), flags: uint32_t, now: uint32_t) -> cython.bint:
-    """Whether the flow has expired, or this packet begins a new connection between the ends of a closing one."""
+    """Whether the flow has expired, or this packet begins a new connection between the ends of a closing or cut one."""
     return found.expires <= now or (
-        flags & (TCP_SYN | TCP_ACK) == TCP_SYN and class_of(found.flow.state) == CLOSING
+        flags & (TCP_SYN | TCP_ACK) == TCP_SYN and gives_way(found.flow.state)
     )
 
 
-def admit_flow(k, g, inner, key, side, flags, entry, hash, found):
-    """Decide about a new flow and put it into the table."""
+def admit_flow(k, g, inner, packet, key, side, flags, entry, hash, found, refused):
+    """Decide about a new flow and put it into the table; one that may not begin leaves nothing there."""
     flow: Flow
     rest: FlowRest
+    question: Question
+    answer: Answer
+    ask(inner, packet, cython.address(question))
+    refused[0] = refuse(k, g, cython.address(question), entry, cython.address(answer))
+    if refused[0] != DropReason.PASS or flags & TCP_RST:
+        return REFUSED
+    if is_echo_reply(inner.family, inner.protocol, question.icmp_type):
+        return REFUSED
     memset(cython.address(flow), 0, cython.sizeof(Flow))
     memset(cython.address(rest), 0, cython.sizeof(FlowRest))
     flow.key = key[0]
@@ -128,15 +208,65 @@ def admit_flow(k, g, inner, key, side, flags, entry, hash, found):
     flow.entry[side] = cython.cast(uint16_t, entry)
     flow.entry[1 - side] = NO_ENTRY
     flow.account = cython.cast(uint16_t, account_of(g, inner, entry))
-    flow.allowed = True
-    rest.egress_rule = NO_RULE
-    rest.ingress_rule = NO_RULE
+    flow.policy = g.rules_number
+    flow.icmp_type = question.icmp_type
+    flow.icmp_code = question.icmp_code
+    set_rules(cython.address(rest), cython.address(answer))
     return flow_insert(g.flows, cython.address(flow), cython.address(rest), hash, k.now, found)
+
+
+def set_rules(rest, a):
+    """The rules that decided."""
+    rest.egress_rule = NO_RULE if a.egress_rule == NOBODY else a.egress_rule
+    rest.ingress_rule = NO_RULE if a.ingress_rule == NOBODY else a.ingress_rule
+
+
+def refuse(k, g, q, entry, a):
+    """Ask policy; counted by rule, and noted when it refuses."""
+    reason: uint8_t = police(g, q, entry, a)
+    if not g.rules.active:
+        return reason
+    count_rules(g.rules, a)
+    if reason != DropReason.PASS:
+        note_denial(
+            cython.address(k.denials), q, reason, a.egress_rule if a.ingress_rule == NOBODY else a.ingress_rule, k.now
+        )
+    return reason
+
+
+def refuse_packet(k, g, inner, packet, entry):
+    """The same for a packet as if nothing had been before it."""
+    question: Question
+    answer: Answer
+    ask(inner, packet, cython.address(question))
+    return refuse(k, g, cython.address(question), entry, cython.address(answer))
+
+
+def judge_again(k, g, flow, rest):
+    """A flow that is refused now stays in the table: forgotten, it could begin anew the other way round."""
+    question: Question
+    answer: Answer
+    reason: uint8_t
+    memset(rest, 0, cython.sizeof(FlowRest))
+    ask_again(flow, cython.address(question))
+    reason = refuse(k, g, cython.address(question), flow.entry[flow.origin], cython.address(answer))
+    if reason != DropReason.PASS:
+        flow.state = denied_state(flow.state)
+    elif flow.refused:
+        flow.state = PICKED_UP if flow.key.protocol == IPPROTO_TCP else UNREPLIED
+    flow.refused = reason
+    flow.policy = g.rules_number
+    set_rules(rest, cython.address(answer))
 
 
 def advance(flow, side, flags, entry, now):
     """One more packet of `side`; True when the record changed."""
     state: uint8_t = flow.state
+    if flow.refused:
+        if flow.seen[side] == now:
+            return False
+        flow.seen[side] = now
+        return True
     if side != flow.origin or flow.key.protocol == IPPROTO_TCP:
         state = next_state(state, flags, side != flow.origin)
     if state == flow.state and flow.entry[side] == entry and flow.seen[side] == now:
@@ -147,8 +277,8 @@ def advance(flow, side, flags, entry, now):
     return True
 
 
-def verdict_of(flow, side, entry):
-    """What a flow means for a packet of `side` that came in by `entry`."""
+def way_of(flow, side, entry):
+    """What a flow means for the way of a packet of `side` that came in by `entry`."""
     if side != flow.origin and entry != NODE_ENTRY and flow.entry[flow.origin] == NODE_ENTRY:
         return BY_NODE_PORT
     return FOLLOW_ROUTE
@@ -174,18 +304,41 @@ def remember(k, g, inner, entry, found, verdict):
 
 
 def track_error(k, g, inner, packet, entry):
-    """An ICMP error goes the way of a reply to the packet that it quotes, if it goes to that packet's sender."""
+    """An ICMP error goes the way of a reply to the packet that it quotes, if it goes to that packet's sender.
+
+    Such an error passes policy like a reply. Any other is judged as a packet of its own.
+    """
     key: FlowKey
     found: Found
+    reason: uint8_t
     side: uint32_t = quoted_key(inner, packet, cython.address(key))
-    if side == NO_QUOTE or key.low[side] != inner.dst_low or key.high[side] != inner.dst_high:
-        return FOLLOW_ROUTE
-    if not flow_lookup(
-        g.flows, cython.address(key), flow_hash(cython.address(key), cython.address(g.flows.secret[0])),
-        cython.address(found),
-    ) or found.expires <= k.now:
-        return FOLLOW_ROUTE
-    return verdict_of(cython.address(found.flow), 1 - side, entry)
+    live: cython.bint = (
+        side != NO_QUOTE
+        and key.low[side] == inner.dst_low
+        and key.high[side] == inner.dst_high
+        and flow_lookup(
+            g.flows, cython.address(key), flow_hash(cython.address(key), cython.address(g.flows.secret[0])),
+            cython.address(found),
+        )
+        and found.expires > k.now
+    )
+    if g.rules.active and not (live and may_pass_error(g, inner, cython.address(found.flow), side)):
+        reason = refuse_packet(k, g, inner, packet, entry)
+        if reason != DropReason.PASS:
+            return cython.cast(uint32_t, reason) << REFUSED_SHIFT
+    return way_of(cython.address(found.flow), 1 - side, entry) if live else FOLLOW_ROUTE
+
+
+def may_pass_error(g, inner, flow, side):
+    """Whether a live flow speaks for an error about it that goes to `side`."""
+    question: Question
+    answer: Answer
+    if not may_report(g, flow, side, inner):
+        return False
+    if flow.policy == g.rules_number:
+        return flow.refused == DropReason.PASS
+    ask_again(flow, cython.address(question))
+    return police(g, cython.address(question), flow.entry[flow.origin], cython.address(answer)) == DropReason.PASS
 
 
 def account_of(g, inner, entry):

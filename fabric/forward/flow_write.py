@@ -7,16 +7,26 @@ address first, and looks for the key once more: two threads that meet one flow a
 
 When both buckets are full: what has expired goes, then closing flows, then half-open ones, earliest expiry first; an
 established flow never makes room. An account (a pod) at its quota only replaces flows of its own that are not
-established. `flow_sweep` is called with a few buckets per batch and takes out what has expired.
+established. `flow_sweep` is called with a few buckets per batch and takes out what has expired; `flow_forget` takes out
+what a pod that is gone has left.
 """
 
 import cython
 from cython.cimports.fabric.forward.flow_key import FlowKey
-from cython.cimports.fabric.forward.flow_state import CLOSING, ESTABLISHED, FREE, SYN_SENT, class_of, timeout_of
+from cython.cimports.fabric.forward.flow_state import (
+    CLOSING,
+    ESTABLISHED,
+    FREE,
+    SYN_SENT,
+    class_of,
+    gives_way,
+    timeout_of,
+)
 from cython.cimports.fabric.forward.flow_table import (
     EVICTED_CLOSING,
     EVICTED_EMBRYONIC,
     EXPIRED,
+    FORGOTTEN,
     INSERTED,
     REFUSED_FULL,
     REFUSED_QUOTA,
@@ -46,7 +56,7 @@ from cython.cimports.fabric.forward.kernel import (
     fence,
     trailing_zeros,
 )
-from cython.cimports.libc.stdint import uint32_t, uint64_t
+from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
 
 NOWHERE = cython.declare(uint32_t, 0x7FFFFFFF)
 
@@ -100,7 +110,7 @@ def clear(t: cython.pointer(Table), index: uint32_t, reason: cython.int) -> cyth
     atomic_add(cython.address(t.counts[reason]), 1, RELAXED)
 
 
-def flow_store(t, found, now):
+def flow_store(t, found, rest, now):
     """Publish a change of a flow that was just read; False when it has to be read again."""
     sequence: uint64_t = found.sequence
     way: uint32_t = found.index % WAYS
@@ -110,6 +120,8 @@ def flow_store(t, found, now):
         return False
     fence(RELEASE)
     copy_in(t.flows + found.index, cython.address(found.flow), cython.sizeof(Flow) // 8)
+    if rest != cython.NULL:
+        copy_in(t.rests + found.index, rest, cython.sizeof(FlowRest) // 8)
     found.expires = now + timeout_of(found.flow.state, found.flow.key.protocol)
     found.bucket.expires[way] = found.expires
     found.bucket.classes[way] = class_of(found.flow.state)
@@ -262,7 +274,7 @@ def insert_taken(
         found.index = index
         found.bucket = t.buckets + index // WAYS
         found.flow = t.flows[index]
-        if found.expires > now and not (fresh.state == SYN_SENT and class_of(found.flow.state) == CLOSING):
+        if found.expires > now and not (fresh.state == SYN_SENT and gives_way(found.flow.state)):
             return PRESENT
         clear(t, index, EXPIRED if found.expires <= now else REPLACED)
     index = make_room(t, fresh, first, second, now)
@@ -320,3 +332,46 @@ def flow_sweep(t, count, now):
             if bucket.classes[way] != FREE and bucket.expires[way] <= now:
                 clear(t, cython.cast(uint32_t, bucket - t.buckets) * WAYS + way, EXPIRED)
         atomic_store(cython.address(bucket.sequence), sequence + 2, RELEASE)
+
+
+@cython.cfunc
+@cython.inline
+@cython.nogil
+@cython.exceptval(check=False)
+def belongs(
+    flow: cython.pointer(cython.const[Flow]), account: uint32_t, family: uint8_t, high: uint64_t, low: uint64_t
+) -> cython.bint:
+    """Whether the flow is charged to the account, or is one of the address."""
+    if account and flow.account == account:
+        return True
+    if flow.key.family != family:
+        return False
+    return (flow.key.low[0] == low and flow.key.high[0] == high) or (
+        flow.key.low[1] == low and flow.key.high[1] == high
+    )
+
+
+def flow_forget(t, account, family, high, low):
+    """All of the table at once: a pod goes seldom, and its address may be another's in a moment."""
+    bucket: cython.pointer(Bucket)
+    sequence: uint64_t
+    at: uint32_t
+    way: uint32_t
+    used: cython.bint
+    count: uint32_t = 0
+    before: uint32_t
+    for at in range(t.mask + 1):
+        bucket = t.buckets + at
+        used = False
+        for way in range(WAYS):
+            used = used or bucket.classes[way] != FREE
+        if not used:
+            continue
+        sequence = take(bucket)
+        before = count
+        for way in range(WAYS):
+            if bucket.classes[way] != FREE and belongs(t.flows + at * WAYS + way, account, family, high, low):
+                clear(t, at * WAYS + way, FORGOTTEN)
+                count += 1
+        atomic_store(cython.address(bucket.sequence), sequence + 2 if count > before else sequence, RELEASE)
+    return count

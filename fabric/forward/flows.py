@@ -24,22 +24,24 @@ from cython.cimports.fabric.forward.flow_table import (
     Table,
     flow_read,
 )
-from cython.cimports.fabric.forward.flow_write import flow_sweep
+from cython.cimports.fabric.forward.flow_write import flow_forget, flow_sweep
 from cython.cimports.fabric.forward.kernel import RELAXED, atomic_load, atomic_load32
-from cython.cimports.libc.stdint import uint8_t, uint32_t
+from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
 from cython.cimports.libc.stdlib import calloc, free
 from cython.cimports.posix.mman import MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
 
 DEFAULT_FLOWS = 131_072
 MOST_FLOWS = 1 << 26
 QUOTA_SHARE = 8
+PLACES = 1 << 16
 BYTES_PER_FLOW = cython.sizeof(Flow) + cython.sizeof(FlowRest) + cython.sizeof(Bucket) // WAYS
 COUNTS = (
-    "inserted", "expired", "replaced", "evicted_closing", "evicted_embryonic", "refused_full", "refused_quota",
+    "inserted", "expired", "replaced", "evicted_closing", "evicted_embryonic", "forgotten", "refused_full",
+    "refused_quota",
 )  # fmt: skip
 STATES = (
     "unreplied", "replied", "syn-sent", "syn-received", "established", "picked-up", "half-closed", "half-closed",
-    "closed", "reset",
+    "closed", "reset", "denied", "denied",
 )  # fmt: skip
 
 
@@ -110,15 +112,34 @@ class FlowTable:
         return found
 
     def keep_accounts(self, names) -> None:
-        """Forget the accounts of all other ports; their flows stay until they expire."""
+        """Forget the accounts of all other ports; their flows stay until they expire, or `forget` takes them out."""
         kept = set(names)
         self.accounts = {name: number for name, number in self.accounts.items() if name in kept}
+
+    def forget(self, account: int, addresses) -> int:
+        """Take out what a pod that is gone has left: flows of its account, and all with one of its addresses at an end.
+
+        The next pod with such an address would inherit ports of entry, states and verdicts. Call it when no snapshot
+        leads to the pod any more. How many flows there were.
+        """
+        number: uint32_t = account
+        family: uint8_t
+        high: uint64_t
+        low: uint64_t
+        found: uint32_t = 0
+        for address in addresses:
+            family = address.version
+            high = int(address) >> 64
+            low = int(address) & 0xFFFFFFFFFFFFFFFF
+            with cython.nogil:
+                found += flow_forget(self.table, number, family, high, low)
+        return found
 
     def counters(self) -> dict:
         """By name; `flows` is what the table holds, with what has expired and was not swept yet."""
         counts = [atomic_load(cython.address(self.table.counts[i]), RELAXED) for i in range(FLOW_COUNTS)]
         out = {"flow_" + name: value for name, value in zip(COUNTS, counts, strict=True)}
-        return {"flows": max(0, counts[0] - sum(counts[1:5])), **out}
+        return {"flows": max(0, counts[0] - sum(counts[1:6])), **out}
 
     def sweep(self, now: int) -> None:
         """Take all flows out that have expired by `now` (seconds, monotonic)."""
@@ -143,6 +164,27 @@ class FlowTable:
                 out.append(self._describe(cython.address(flow), cython.address(rest), expires - seconds, seconds))
         return out
 
+    def page(self, start: int, limit: int, now: int) -> tuple:
+        """At most `limit` of the flows that have not expired by `now`, from place `start` on, and the place to go on
+        from, None at the end. At most PLACES places are looked at, so a page may be empty."""
+        out: list = []
+        flow: Flow
+        rest: FlowRest
+        expires: uint32_t = 0
+        index: uint32_t
+        seconds: uint32_t = now
+        places = self.capacity
+        last = min(places, start + PLACES)
+        for index in range(min(start, places), last):
+            if flow_read(
+                self.table, index, cython.address(flow), cython.address(rest), cython.address(expires)
+            ) and expires > seconds:
+                out.append(self._describe(cython.address(flow), cython.address(rest), expires - seconds, seconds))
+                if len(out) >= limit:
+                    last = index + 1
+                    break
+        return out, None if last >= places else last
+
     def _describe(self, flow, rest, left, now):
         """One flow for people, from the side of the end that began it."""
         origin: uint8_t = flow.origin
@@ -158,7 +200,7 @@ class FlowTable:
             "account": self.names.get(flow.account),
             "idle": now - max(flow.seen[0], flow.seen[1]),
             "expires_in": left,
-            "allowed": bool(flow.allowed),
+            "allowed": flow.refused == 0,
             "egress_rule": None if rest.egress_rule == NO_RULE else rest.egress_rule,
             "ingress_rule": None if rest.ingress_rule == NO_RULE else rest.ingress_rule,
         }

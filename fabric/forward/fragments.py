@@ -5,7 +5,8 @@ A small table per thread, keyed by source, destination, identification and (IPv4
 reach the same thread: a pod port has one reader, and the queues of the node port and the receive sockets are chosen by
 a hash that leaves the ports of fragments out. Sets of four, the oldest note makes room.
 
-Limits: 256 packets at a time and 30 s; a later fragment that overtakes the first one follows the route alone.
+Limits: 256 packets at a time and 30 s; a later fragment that overtakes the first one follows the route alone, or is
+dropped where policy would have to know its ports.
 """
 
 import cython
@@ -39,7 +40,7 @@ def is_of(note: cython.pointer(FragmentNote), inner: cython.pointer(cython.const
     )
 
 
-def fragment_note(f, inner, verdict, now):
+def fragment_note(f, inner, verdict, rules, now):
     """Remember the first fragment's verdict."""
     first: uint32_t = set_of(inner)
     i: uint32_t
@@ -56,17 +57,18 @@ def fragment_note(f, inner, verdict, now):
     note.dst_low = inner.dst_low
     note.id = inner.fragment_id
     note.expires = now + FRAGMENT_SECONDS
+    note.rules = rules
     note.family = inner.family
     note.protocol = inner.protocol
     note.verdict = cython.cast(uint8_t, verdict)
 
 
-def fragment_verdict(f, inner, now):
+def fragment_verdict(f, inner, rules, now):
     """Verdict for a later fragment."""
     first: uint32_t = set_of(inner)
     i: uint32_t
     for i in range(first, first + FRAGMENT_WAYS):
-        if f.notes[i].expires > now and is_of(cython.address(f.notes[i]), inner):
+        if f.notes[i].expires > now and f.notes[i].rules == rules and is_of(cython.address(f.notes[i]), inner):
             return f.notes[i].verdict
     f.unmatched += 1
-    return 0
+    return UNMATCHED

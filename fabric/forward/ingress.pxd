@@ -6,10 +6,14 @@ from fabric.forward.lane cimport Lane
 from fabric.forward.snapshot cimport Generation, PortEntry
 from tun.merge cimport Merger
 
+cdef enum:
+    NO_TARGET = 0x7FFFFFFF       # no port is known yet
+
 cdef struct Ingress:
     Lane lane
     Receiver receiver
     Merger merger
+    uint64_t parks               # wake-ups of the parked thread
     uint32_t watched             # sockets this thread reads: the first so many of `Shared`
     uint32_t drops_seen[4]       # per socket, SO_RXQ_OVFL as last reported
     uint64_t datagrams           # received, whatever became of them
@@ -29,6 +33,8 @@ cdef struct Ingress:
 cdef int ingress_open(Ingress* s) noexcept nogil
 cdef void ingress_close(Ingress* s) noexcept nogil
 cdef void ingress_run(Ingress* s) noexcept nogil
+# One turn of this thread's work, by whoever does it now; datagrams received.
+cdef uint64_t ingress_turn(Ingress* s) noexcept nogil
 cdef void watch_wake(Ingress* s) noexcept nogil
 cdef void watch_sockets(Ingress* s) noexcept nogil
 cdef bint drain_sockets(Ingress* s, const Generation* g) noexcept nogil

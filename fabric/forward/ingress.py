@@ -9,7 +9,7 @@ Theory of operation, in the order a datagram goes:
 3. `take_datagram` checks the VXLAN and the inner Ethernet header, parses the packet, applies the outer ECN field.
 4. `admit` holds the packet to what this VTEP may send (the inner source must route back to it) and to what lives here
    (the inner destination must be a local port): nothing is ever sent back to the underlay.
-   A reply of a flow that entered by the node port goes there instead (`flow_track`).
+   Policy may refuse its flow; a reply of a flow that entered by the node port goes there instead (`flow_track`).
 5. `hand_over` lowers the TTL in front of a pod port and gives the packet to the merger, which joins segments of a
    flow into superframes across everything one drain has received, and writes.
 
@@ -44,10 +44,12 @@ from cython.cimports.encap.transmit import (
 )
 from cython.cimports.encap.vtep import FORMAT_NONE, FORMAT_VXLAN, NO_VTEP, Vtep, find_vtep
 from cython.cimports.encap.vxlan import ENCAPSULATION, ETHERTYPE_IPV6, check_ethernet, check_header, stamp
+from cython.cimports.fabric.forward.drop_ring import ring_record_from
 from cython.cimports.fabric.forward.ethernet import deliver
 from cython.cimports.fabric.forward.flow_table import UNDERLAY_ENTRY
-from cython.cimports.fabric.forward.flow_track import BY_NODE_PORT, track, track_batch
+from cython.cimports.fabric.forward.flow_track import BY_NODE_PORT, REFUSED_SHIFT, track, track_batch
 from cython.cimports.fabric.forward.icmp import PACKET_TOO_BIG, TIME_EXCEEDED, allow, build_error
+from cython.cimports.fabric.forward.joint import offer, park
 from cython.cimports.fabric.forward.kernel import (
     EPOLL_CLOEXEC,
     EPOLL_CTL_ADD,
@@ -59,7 +61,7 @@ from cython.cimports.fabric.forward.kernel import (
     epoll_event,
     epoll_wait,
 )
-from cython.cimports.fabric.forward.lane import lane_enter, lane_idle, monotonic, write_frame
+from cython.cimports.fabric.forward.lane import PortCount, lane_enter, lane_idle, monotonic, write_frame
 from cython.cimports.fabric.forward.snapshot import (
     KIND_SHIFT,
     POD_PORT,
@@ -121,31 +123,41 @@ def watch_sockets(s):
 def ingress_run(s):
     """Thread body: until `stop` is set. Needs no GIL."""
     events = cython.declare(epoll_event[8])
-    g: cython.pointer(Generation)
     count: cython.int
     i: cython.int
     token: uint64_t
     watch_wake(s)
-    watch_sockets(s)
     while not atomic_load(cython.address(s.lane.shared.stop), ORDERED):
         lane_idle(cython.address(s.lane))
+        if atomic_load(cython.address(s.lane.shared.joint), ORDERED):
+            park(s)
+            continue
+        watch_sockets(s)
         count = epoll_wait(s.lane.epoll, cython.address(events[0]), 8, -1)
         if count <= 0:
             continue
-        s.lane.wakeups += 1
         for i in range(count):
             if events[i].data.u32 == WAKE:
                 read(s.lane.wake, cython.address(token), 8)
-                watch_sockets(s)
-        g = lane_enter(cython.address(s.lane))
-        if g == cython.NULL:
-            refuse_all(s)
-            continue
+        offer(s, ingress_turn(s))
+    lane_idle(cython.address(s.lane))
+
+
+def ingress_turn(s):
+    """Receive until the sockets are empty or a good while has passed; how many datagrams."""
+    before: uint64_t = s.datagrams
+    g: cython.pointer(Generation) = lane_enter(cython.address(s.lane))
+    s.lane.wakeups += 1
+    watch_sockets(s)
+    if g == cython.NULL:
+        refuse_all(s)
+    else:
         while drain_sockets(s, g):
             g = lane_enter(cython.address(s.lane))
-            if atomic_load(cython.address(s.lane.shared.stop), ORDERED):
+            if s.lane.shared.joint or atomic_load(cython.address(s.lane.shared.stop), ORDERED):
                 break
     lane_idle(cython.address(s.lane))
+    return s.datagrams - before
 
 
 def drain_sockets(s, g):
@@ -167,6 +179,8 @@ def drain_sockets(s, g):
                 read_message(cython.address(s.receiver), i, cython.address(message), cython.address(s.drops_seen[k]))
                 take_message(s, g, cython.address(message), s.lane.shared.formats[k])
             first += n
+            if n == 1 and message.gso_size == 0:
+                break  # a packet that came alone is rarely followed at once; if so, epoll says so
     s.turn += 1
     merge_flush(cython.address(s.merger))
     if s.lane.transmitter.dirty:
@@ -195,6 +209,10 @@ def refuse_message(s, m, form, reason):
         size = (m.length + m.gso_size - 1) // m.gso_size
     s.datagrams += size
     s.lane.drops[reason] += size
+    if s.lane.ring != cython.NULL:
+        ring_record_from(
+            s.lane.ring, reason, m.family, m.high, m.low, form, m.data, m.gso_size if size > 1 else m.length
+        )
 
 
 def inner_superframe(m, form):
@@ -238,9 +256,14 @@ def take_message(s, g, m, form):
         if size > step:
             size = step
         s.datagrams += 1
+        s.target = NO_TARGET
         reason = take_datagram(s, g, m, form, position, m.data + offset, size, hint)
         if reason != DropReason.PASS:
             s.lane.drops[reason] += 1
+            if s.lane.ring != cython.NULL:
+                ring_record_from(s.lane.ring, reason, m.family, m.high, m.low, form, m.data + offset, size)
+            if s.target != NO_TARGET:
+                s.lane.ports[g.ports[s.target].slot].drops += 1
         offset += size
 
 
@@ -249,6 +272,7 @@ def take_datagram(s, g, m, form, position, data, length, gso_size):
     inner: Inner
     vtep: cython.pointer(Vtep) = cython.address(g.vteps.vteps[position])
     reason: cython.int
+    verdict: uint32_t
     ecn: cython.int
     if form == FORMAT_VXLAN:
         reason = check_header(data, length, g.vni, g.strict)
@@ -276,10 +300,12 @@ def take_datagram(s, g, m, form, position, data, length, gso_size):
         if ecn != inner.tos & 3:
             set_ecn(data, cython.cast(uint8_t, ecn))
     s.target = s.last_target
-    if g.flows != cython.NULL and track(
-        cython.address(s.lane.tracker), g, cython.address(inner), data, UNDERLAY_ENTRY
-    ) & BY_NODE_PORT:
-        s.target = 0
+    if g.flows != cython.NULL:
+        verdict = track(cython.address(s.lane.tracker), g, cython.address(inner), data, UNDERLAY_ENTRY)
+        if verdict > BY_NODE_PORT:
+            return verdict >> REFUSED_SHIFT
+        if verdict == BY_NODE_PORT:
+            s.target = 0
     return hand_over(s, g, position, data, cython.address(inner), gso_size)
 
 
@@ -334,6 +360,7 @@ def hand_over(s, g, position, packet, inner, gso_size):
     """Give the packet to the merger for its port; PASS or the drop reason."""
     port: cython.pointer(PortEntry) = cython.address(g.ports[s.target])
     vtep: cython.pointer(Vtep) = cython.address(g.vteps.vteps[position])
+    count: cython.pointer(PortCount) = cython.address(s.lane.ports[port.slot])
     fd: cython.int = port.fds[s.lane.shared.worker]
     if fd < 0:
         return DropReason.PORT_GONE
@@ -353,9 +380,15 @@ def hand_over(s, g, position, packet, inner, gso_size):
         if deliver(cython.address(s.lane), port, packet, inner, gso_size):
             s.lane.packets += 1
             s.lane.bytes += inner.length
+            count.frames_to += 1
+            count.bytes_to += inner.length
+        else:
+            count.drops += 1
         return DropReason.PASS
     s.lane.packets += 1
     s.lane.bytes += inner.length
+    count.frames_to += 1
+    count.bytes_to += inner.length
     if gso_size:
         s.lane.superframes += 1
         merge_superframe(

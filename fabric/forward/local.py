@@ -82,6 +82,8 @@ def to_port(e, g, position, target, frame, inner, vnet):
     if write_port(cython.address(e.lane), port, cython.address(out), frame, inner.length, cython.NULL, 0):
         e.lane.packets += s.segments if need else 1
         e.lane.bytes += inner.length
+        e.lane.ports[port.slot].frames_to += 1
+        e.lane.ports[port.slot].bytes_to += inner.length
 
 
 def write_segments(e, port, frame, s):
@@ -102,6 +104,8 @@ def write_segments(e, port, frame, s):
         ):
             e.lane.packets += 1
             e.lane.bytes += s.header_length + payload
+            e.lane.ports[port.slot].frames_to += 1
+            e.lane.ports[port.slot].bytes_to += s.header_length + payload
 
 
 def answer(e, g, position, frame, inner, kind, mtu):

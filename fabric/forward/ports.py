@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from fabric.forward.worker import Worker
 from fabric.model import Address
 from tun.device import Device
+
+SLOTS = 4096
+"""In each worker: places for the counts of one port, the first for the node port (`snapshot.pxd`)."""
 
 
 class WorkerPort:
@@ -13,10 +17,14 @@ class WorkerPort:
 
     `ethernet` is None for a TUN, (the pod's MAC, the gateway's MAC) of 6 bytes each for a TAP. `addresses` are a pod's
     own addresses, empty for the node port. `workers` is the number of workers that share the reading of single-queue
-    ports.
+    ports. `slot` is where the workers count it (0: with the node port), `before` what is to be added to their counts.
     """
 
     ethernet: tuple[bytes, bytes] | None = None
+    COUNTS = ("frames_from", "bytes_from", "frames_to", "bytes_to", "drops")
+    """As `Worker.port_counts` gives them: what came from the pod, what went to it, what of both was refused."""
+    slot = 0
+    before: tuple[int, ...] = (0,) * len(COUNTS)
 
     def __init__(self, name: str, device: Device, mtu: int, addresses: Sequence[Address], workers: int) -> None:
         self.name = name
@@ -25,6 +33,17 @@ class WorkerPort:
         self.addresses = tuple(addresses)
         self.workers = workers
         self.fds = tuple(device.fds)
+
+    def place(self, others: Iterable[WorkerPort], workers: Sequence[Worker]) -> None:
+        """Give it a slot that none of the `others` has; beyond the last one it is counted with the node port."""
+        used = {port.slot for port in others}
+        self.slot = next((slot for slot in range(1, SLOTS) if slot not in used), 0)
+        self.before = tuple(-value for value in self.counted(workers))  # of the port that had the slot before
+
+    def counted(self, workers: Sequence[Worker]) -> tuple[int, ...]:
+        """What it has carried and lost so far, in the order of COUNTS."""
+        counts = (self.before, *(worker.port_counts(self.slot) for worker in workers))
+        return tuple(map(sum, zip(*counts, strict=True)))
 
     @property
     def features(self) -> int:

@@ -1,5 +1,6 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from encap.vtep cimport VtepArray, VtepTable
+from fabric.forward.enforcement cimport Enforcement, Rules
 from fabric.forward.flow_table cimport Table
 from fabric.forward.flows cimport FlowTable
 from routes.fib cimport Fib, FibTable
@@ -13,6 +14,7 @@ cdef enum:
     TO_PORT = 2
     TO_HOST = 3                  # a VTEP to which the host has a plain route; the position is the VTEP's
     LINK_HEADER = 14             # Ethernet
+    SLOTS = 4096                 # ports that are counted one by one; slot 0 is the node port's
     NODE_PORT = 0
     POD_PORT = 1
 
@@ -23,6 +25,7 @@ cdef struct PortEntry:
     uint32_t features            # FEATURE_* of tun.vnet
     uint16_t mtu
     uint16_t account             # of its flows; 0 of the node port
+    uint16_t slot                # where it is counted (lane.PortCount), the same for as long as it lives
     uint8_t kind
     uint8_t ethernet             # a TAP: frames carry an Ethernet header
     uint8_t link[12]             # the pod's MAC and the gateway's, as a frame to the pod begins
@@ -40,7 +43,9 @@ cdef struct Generation:
     const VtepArray* vteps
     PortEntry* ports
     Table* flows                 # NULL: no flow is tracked
+    const Rules* rules
     uint32_t port_count
+    uint32_t rules_number        # of `rules`: what every packet's flow is compared with
     uint32_t vni
     uint16_t tunnel_ports[2]     # by FORMAT_*
     uint8_t strict
@@ -56,6 +61,7 @@ cdef class Snapshot:
     cdef VtepTable vteps
     cdef Fib fib
     cdef FlowTable flows
+    cdef Enforcement enforcement
     cdef object keep             # ports whose fds the generation names: alive as long as it is
     cdef object _track_flows(self, FlowTable flows)
     cdef object _place_port(self, uint32_t position, object port)

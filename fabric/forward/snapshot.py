@@ -12,6 +12,7 @@ from cython.cimports.libc.stdint import uint32_t
 from cython.cimports.libc.stdlib import calloc, free
 
 from encap.vtep import VtepTable
+from fabric.forward.enforcement import Enforcement, RuleHits
 from fabric.forward.flows import FlowTable
 from routes.fib import Fib
 
@@ -39,39 +40,62 @@ def compile_tables(state, tunnel_ports, ports):
     A local prefix or pod address wins over a peer's prefix of the same length only by being longer: the calculation
     graph has removed overlaps before.
     """
-    own_macs = {vtep.underlay.version: vtep.mac for vtep in state.vteps}
-    peers = [peer for peer in state.peers if peer.underlay.version in own_macs]
-    vteps = VtepTable(
-        (peer.name, peer.underlay, tunnel_ports.get(peer.encapsulation, 0), peer.mac, own_macs[peer.underlay.version],
-         peer.mtu, peer.encapsulation, state.vni, peer.accepts, peer.any_mac)
-        for peer in peers
-    )
+    peers = served(state)
+    vteps = VtepTable(vtep_row(state, tunnel_ports, peer) for peer in peers)
     routes = {}
     for position, peer in enumerate(peers):
-        for prefix in peer.prefixes:
-            by_host = peer.direct or peer.encapsulation is None
-            routes[prefix] = to_host(position) if by_host else to_vtep(position)
-    for vtep in state.vteps:
-        for prefix in vtep.prefixes:
-            routes[prefix] = to_port(0)
+        routes.update(peer_routes(peer, position))
+    routes.update(local_routes(state.vteps, ports))
+    return vteps, Fib(routes.items())
+
+
+def served(state):
+    """The peers for whose IP version we have an underlay address."""
+    versions = {vtep.underlay.version for vtep in state.vteps}
+    return [peer for peer in state.peers if peer.underlay.version in versions]
+
+
+def vtep_row(state, tunnel_ports, peer):
+    """What `VtepTable` has to know of a peer that is served."""
+    own_mac = next(vtep.mac for vtep in reversed(state.vteps) if vtep.underlay.version == peer.underlay.version)
+    port = tunnel_ports.get(peer.encapsulation, 0)
+    return (peer.name, peer.underlay, port, peer.mac, own_mac, peer.mtu, peer.encapsulation, state.vni, peer.accepts,
+            peer.any_mac)  # fmt: skip
+
+
+def peer_routes(peer, position):
+    """The routes to the peer whose VTEP is at `position`."""
+    value = to_host(position) if peer.direct or peer.encapsulation is None else to_vtep(position)
+    return dict.fromkeys(peer.prefixes, value)
+
+
+def local_routes(vteps, ports):
+    """The routes to this node: its own prefixes, and the pods' addresses."""
+    routes = {prefix: to_port(0) for vtep in vteps for prefix in vtep.prefixes}
     for position, port in enumerate(ports):
         for address in port.addresses:
             routes[ip_network(address)] = to_port(position)
-    return vteps, Fib(routes.items())
+    return routes
 
 
 @cython.cclass
 class Snapshot:
     """Compiled from a `ForwardingState`, the ports (`forward.ports.WorkerPort`) and the UDP port of each format.
 
-    With `flows` the workers track every flow in that table; without, they follow the routes alone.
+    With `flows` the workers track every flow in that table; without, they follow the routes alone. Flows are judged
+    as `enforcement` says, which needs `flows`. `tables` are those of the same state and ports where they are there
+    already (`forward.tables`). Raises ValueError for what cannot be compiled.
     """
 
     def __cinit__(
-        self, number: int, state, ports, ports_version: int, tunnel_ports, strict: bool, flows: FlowTable = None
+        self, number: int, state, ports, ports_version: int, tunnel_ports, strict: bool, flows: FlowTable = None,
+        enforcement: Enforcement = None,
+        tables=None,
     ):
+        if enforcement is not None and enforcement.rules.active and flows is None:
+            raise ValueError("policy needs a flow table")
         self.keep = tuple(ports)
-        vteps, fib = compile_tables(state, tunnel_ports, ports)
+        vteps, fib = tables or compile_tables(state, tunnel_ports, ports)
         self.vteps = vteps
         self.fib = fib
         generation = cython.address(self.generation)
@@ -91,6 +115,9 @@ class Snapshot:
             self._place_port(position, port)
         if flows is not None:
             self._track_flows(flows)
+        self.enforcement = enforcement if enforcement is not None else Enforcement(0, None, False, (), RuleHits())
+        generation.rules = cython.address(self.enforcement.rules)
+        generation.rules_number = self.enforcement.rules.number
         for vtep in state.vteps:
             if vtep.underlay.version == 4:
                 generation.underlay4 = int(vtep.underlay)
@@ -124,6 +151,7 @@ class Snapshot:
             entry.fds[i] = fds[i % len(fds)]
         entry.owner = MAX_WORKERS if len(fds) > 1 or position == 0 else position % port.workers
         entry.features = port.features
+        entry.slot = port.slot
         entry.mtu = port.mtu
         entry.kind = NODE_PORT if position == 0 else POD_PORT
         if port.ethernet is not None:

@@ -1,9 +1,10 @@
 from collections.abc import Mapping, Sequence
 
-from encap.vtep import VtepTable
+from encap.vtep import Row, VtepTable
+from fabric.forward.enforcement import Enforcement
 from fabric.forward.flows import FlowTable
 from fabric.forward.ports import WorkerPort
-from fabric.model import Address, Encapsulation, ForwardingState
+from fabric.model import Address, Encapsulation, ForwardingState, LocalVtep, Network, Peer
 from routes.fib import Fib
 
 def to_vtep(position: int) -> int: ...
@@ -12,6 +13,10 @@ def to_port(position: int) -> int: ...
 def compile_tables(
     state: ForwardingState, tunnel_ports: Mapping[Encapsulation, int], ports: Sequence[WorkerPort]
 ) -> tuple[VtepTable, Fib]: ...
+def served(state: ForwardingState) -> list[Peer]: ...
+def vtep_row(state: ForwardingState, tunnel_ports: Mapping[Encapsulation, int], peer: Peer) -> Row: ...
+def peer_routes(peer: Peer, position: int) -> dict[Network, int]: ...
+def local_routes(vteps: Sequence[LocalVtep], ports: Sequence[WorkerPort]) -> dict[Network, int]: ...
 
 class Snapshot:
     number: int
@@ -24,5 +29,7 @@ class Snapshot:
         tunnel_ports: Mapping[Encapsulation, int],
         strict: bool,
         flows: FlowTable | None = None,
+        enforcement: Enforcement | None = None,
+        tables: tuple[VtepTable, Fib] | None = None,
     ) -> None: ...
     def route(self, address: Address) -> int | None: ...

@@ -14,6 +14,8 @@ from cython.cimports.encap.receive import RECEIVE_BUFFERS
 from cython.cimports.encap.transmit import QUEUE_MESSAGES
 from cython.cimports.encap.vtep import FORMAT_UDP, FORMAT_VXLAN
 from cython.cimports.fabric.forward.batch import TAP_LINKS, Egress, Link, egress_close, egress_open
+from cython.cimports.fabric.forward.denials import read_denials
+from cython.cimports.fabric.forward.drop_ring import DropRing
 from cython.cimports.fabric.forward.egress import egress_run
 from cython.cimports.fabric.forward.ingress import Ingress, ingress_close, ingress_open, ingress_run
 from cython.cimports.fabric.forward.kernel import ORDERED, atomic_load, atomic_store
@@ -63,6 +65,8 @@ class Worker:
             self.shared.formats[i] = FORMAT_UDP if form == "udp" else FORMAT_VXLAN
         self.retired = []
         self.wakes = (os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC), os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+        self.shared.wakes[0], self.shared.wakes[1] = self.wakes
+        self.egress.ingress = self.ingress
         self._open_lane(cython.address(self.egress.lane), self.wakes[0], transmit4, transmit6)
         self._open_lane(cython.address(self.ingress.lane), self.wakes[1], transmit4, transmit6)
 
@@ -134,6 +138,24 @@ class Worker:
             link.low = network & LOW
         self.egress.tap = fd
 
+    def record_drops(self, enabled: bool) -> None:
+        """Take refused packets down from now on, or no longer; also while the threads run. What is not read stays."""
+        if not enabled:
+            self.egress.lane.ring = self.ingress.lane.ring = cython.NULL
+            return
+        if self.egress_ring is None:
+            # Kept for as long as this worker: a thread may hold on to it for a batch.
+            self.egress_ring, self.ingress_ring = DropRing(), DropRing()
+        self.egress.lane.ring = self.egress_ring.ring
+        self.ingress.lane.ring = self.ingress_ring.ring
+
+    def recorded_drops(self) -> tuple:
+        """Records since the last call (`DropRing.read`), and how many were lost so far."""
+        if self.egress_ring is None:
+            return [], 0
+        found = self.egress_ring.read() + self.ingress_ring.read()
+        return found, self.egress_ring.lost + self.ingress_ring.lost
+
     def run_egress(self) -> None:
         """Body of the egress thread; returns after `stop`."""
         with cython.nogil:
@@ -164,7 +186,7 @@ class Worker:
 
         A thread that never sleeps counts its datagrams instead.
         """
-        beats = (self.egress.lane.wakeups, self.ingress.lane.wakeups + self.ingress.datagrams)
+        beats = (self.egress.lane.wakeups, self.ingress.lane.wakeups + self.ingress.datagrams + self.ingress.parks)
         self.wake()
         return beats
 
@@ -180,6 +202,18 @@ class Worker:
         """Ask both threads to return; the caller joins them."""
         atomic_store(cython.address(self.shared.stop), 1, ORDERED)
         self.wake()
+
+    def port_counts(self, slot: int) -> tuple:
+        """What both threads have counted for the port of a slot since the start: see `WorkerPort.COUNTS`."""
+        e = cython.address(self.egress.lane.ports[cython.cast(cython.uint, slot)])
+        s = cython.address(self.ingress.lane.ports[cython.cast(cython.uint, slot)])
+        return (
+            e.frames_from + s.frames_from,
+            e.bytes_from + s.bytes_from,
+            e.frames_to + s.frames_to,
+            e.bytes_to + s.bytes_to,
+            e.drops + s.drops,
+        )
 
     def counters(self) -> dict:
         """All counters of both threads by name; drops as `drop_<reason>`.
@@ -199,6 +233,7 @@ class Worker:
         out["egress_packets"] -= unsent
         out["ingress_packets"] -= unwritten
         out["egress_local"] = self.egress.lane.local
+        out["joint_turns"] = self.egress.joint_turns
         t = cython.address(self.egress.lane.transmitter)
         out["send_datagrams"] = t.datagrams
         out["send_bytes"] = t.bytes
@@ -219,6 +254,17 @@ class Worker:
         )
         out.update(self._drops())
         return out
+
+    def denied(self) -> list:
+        """What policy has denied since the last call, sampled; at most the last 128 of each thread.
+
+        Tuples of drop reason, rule number or None, family, source and destination as integers, protocol, and both ports
+        or ICMP type and code.
+        """
+        return [
+            *read_denials(cython.address(self.egress.lane.tracker.denials), cython.address(self.denied_seen[0])),
+            *read_denials(cython.address(self.ingress.lane.tracker.denials), cython.address(self.denied_seen[1])),
+        ]
 
     def _drops(self):
         m = cython.address(self.ingress.merger)

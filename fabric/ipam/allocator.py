@@ -41,11 +41,16 @@ def release(place: Place, attachment: Attachment) -> tuple[Address, ...]:
 
     Raises IPAMError when a reservation is there and cannot be removed.
     """
+    return release_all(place, (attachment,))
+
+
+def release_all(place: Place, attachments: Collection[Attachment]) -> tuple[Address, ...]:
+    """The same for many, with one look at all reservations."""
     with existing(place) as store:
         if store is None or store.is_empty():
             return ()
         with store.locked():
-            return _free(store, ownership.owned(store.records(), attachment))
+            return _free(store, ownership.owned_by_any(store.records(), attachments))
 
 
 def check(place: Place, attachment: Attachment) -> None:

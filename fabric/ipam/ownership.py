@@ -24,6 +24,13 @@ def owned(records: Records, attachment: Attachment) -> list[Address]:
     return []
 
 
+def owned_by_any(records: Records, attachments: Collection[Attachment]) -> list[Address]:
+    """The addresses of many attachments, as `owned` finds each one's."""
+    there = set(records.values())
+    wanted = {item.record if item.record in there else item.old_record for item in attachments}
+    return [address for address, content in records.items() if content in wanted]
+
+
 def stale(records: Records, live: Collection[Attachment], range_sets: Sequence[RangeSet]) -> list[Address]:
     """The addresses to free when only `live` attachments may keep theirs.
 

@@ -280,10 +280,13 @@ class Lab:
         pod = self.pod(name)
         runtime.delete(self.node(pod.node), pod, self.run_dir)
 
-    def add_pod(self, name: str, kind: PodKind) -> Pod:
-        """One more pod on a node, with an address that IPAM chooses. Not for other processes: `attach` forgets it."""
+    def add_pod(self, name: str, kind: PodKind, *, ips: Sequence[str] = (), identity: str = "") -> Pod:
+        """One more pod on a node, with the addresses given or those that IPAM chooses. Not for other processes:
+        `attach` forgets it.
+        """
         node = self.node(name)
         pod = plan_pod(node, len(node.pods) + 1, kind)
+        pod.ips, pod.identity = list(ips), identity
         topology.make_pod(pod)
         node.pods.append(pod)
         runtime.install(node, self.run_dir)

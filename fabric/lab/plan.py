@@ -34,13 +34,17 @@ class LabError(FabricError):
 
 @dataclass(slots=True)
 class Pod:
-    """A pod: a namespace behind a node. `ips` are plain addresses, IPv4 first; `kind` is that of its interface."""
+    """A pod: a namespace behind a node. `ips` are plain addresses, IPv4 first; `kind` is that of its interface.
+
+    `identity` is what the runtime says of it, `namespace/name`; empty: its name in namespace `default`.
+    """
 
     name: str
     netns: str
     node: str
     kind: PodKind
     ips: list[str] = field(default_factory=list)
+    identity: str = ""
 
     @property
     def ip(self) -> str:

@@ -1,7 +1,8 @@
 """The lab as a container runtime: pods get their eth0 from `fabric-cni`, executed in their node's namespace.
 
-Each node has `cni/` among its files in the lab's run directory: `net.d/<kind>.conflist`, one per kind of its pods, what
-ADD answered in `results/`, and the plugin's own records and reservations, so that nothing of a lab lies outside.
+Each node has `cni/` among its files in the lab's run directory: the plugin's launcher in `bin/`, one
+`net.d/<kind>.conflist` per kind of its pods, what ADD answered in `results/`, and the plugin's own records and
+reservations, so that nothing of a lab lies outside.
 Fabric nodes have a network of type `fabric-cni`, kernel nodes flannel's, as a runtime there would read it.
 
 A pod's name is its container id. The addresses are asked for (`runtimeConfig.ips`), so that they follow the pods'
@@ -20,6 +21,7 @@ from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any
 
+from fabric.cni import launcher
 from fabric.files import write_atomic
 from fabric.lab import system
 from fabric.lab.daemons import NodeFiles
@@ -33,9 +35,9 @@ PARALLEL = 2 * (os.cpu_count() or 1)
 """Calls at once: the plugin computes most of its time, more would only wait."""
 
 
-def program() -> list[str]:
-    """The plugin's command line."""
-    script = Path(sys.executable).parent / "fabric-cni"
+def program(node: Node, run_dir: Path) -> list[str]:
+    """The plugin's command line: the launcher of the node, else the module."""
+    script = run_dir / node.name / "cni" / "bin" / launcher.PROGRAM
     return [str(script)] if script.exists() else [sys.executable, "-m", "fabric.cni.main"]
 
 
@@ -52,7 +54,10 @@ def conflist(node: Node, kind: str, run_dir: Path) -> dict[str, Any]:
 
 
 def install(node: Node, run_dir: Path) -> None:
-    """Write the networks of the node's pods."""
+    """Write the networks of the node's pods, and the plugin's launcher."""
+    text = launcher.here()
+    if text:
+        write_atomic(run_dir / node.name / "cni" / "bin" / launcher.PROGRAM, text.encode(), 0o700, 0o700)
     for kind in sorted({pod.kind for pod in node.pods}):
         text = json.dumps(conflist(node, kind, run_dir), indent=2) + "\n"
         write_atomic(list_path(node, kind, run_dir), text.encode(), 0o600, 0o700)
@@ -73,7 +78,7 @@ def add(node: Node, pod: Pod, run_dir: Path, mtu: int = 0) -> None:
     conf = request(node, pod, run_dir) | ({"mtu": mtu} if mtu else {})
     if pod.ips:
         conf["runtimeConfig"] = {"ips": pod.ips}
-    result = execute("ADD", node, pod, conf)
+    result = execute("ADD", node, pod, conf, run_dir)
     pod.ips = [str(ip_interface(ip["address"]).ip) for ip in result["ips"]]
     write_atomic(result_path(node, pod, run_dir), json.dumps(result).encode(), 0o600, 0o700)
 
@@ -84,7 +89,7 @@ def delete(node: Node, pod: Pod, run_dir: Path) -> None:
         return
     kept = result_path(node, pod, run_dir)
     previous = {"prevResult": json.loads(kept.read_text())} if kept.exists() else {}
-    execute("DEL", node, pod, request(node, pod, run_dir) | previous)
+    execute("DEL", node, pod, request(node, pod, run_dir) | previous, run_dir)
     kept.unlink(missing_ok=True)
 
 
@@ -99,11 +104,11 @@ def request(node: Node, pod: Pod, run_dir: Path) -> dict[str, Any]:
     return {**plugin, "name": network["name"], "cniVersion": network["cniVersion"]}
 
 
-def execute(command: str, node: Node, pod: Pod, conf: dict[str, Any]) -> Any:
+def execute(command: str, node: Node, pod: Pod, conf: dict[str, Any], run_dir: Path) -> Any:
     """One call of the plugin; the object it answers with (None for nothing). Raises LabError with its error."""
     try:
         done = subprocess.run(
-            system.inside(node.netns, program()),
+            system.inside(node.netns, program(node, run_dir)),
             input=json.dumps(conf),
             capture_output=True,
             text=True,
@@ -124,7 +129,8 @@ def execute(command: str, node: Node, pod: Pod, conf: dict[str, Any]) -> Any:
 
 def environment(command: str, pod: Pod) -> dict[str, str]:
     """What the plugin finds in its environment; CNI_ARGS as kubelet's runtimes write them."""
-    names = {"IgnoreUnknown": "1", "K8S_POD_NAMESPACE": "default", "K8S_POD_NAME": pod.name}
+    namespace, _, name = (pod.identity or f"default/{pod.name}").partition("/")
+    names = {"IgnoreUnknown": "1", "K8S_POD_NAMESPACE": namespace, "K8S_POD_NAME": name}
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith("CNI_")},
         "CNI_COMMAND": command,
@@ -132,7 +138,7 @@ def environment(command: str, pod: Pod) -> dict[str, str]:
         "CNI_NETNS": str(system.NETNS_DIR / pod.netns),
         "CNI_IFNAME": IFNAME,
         "CNI_ARGS": ";".join(f"{name}={value}" for name, value in names.items()),
-        "CNI_PATH": str(Path(program()[0]).parent),
+        "CNI_PATH": str(Path(sys.executable).parent),
     }
 
 
@@ -166,15 +172,10 @@ def for_each(pods: Iterable[tuple[Node, Pod]], work: Callable[[Node, Pod], None]
 
 
 def add_all(nodes: Sequence[Node], run_dir: Path) -> None:
-    """Pods of all nodes. Raises LabError with the first that failed, and how many more did.
-
-    TUN pods come last: the host answers for them in a bridge that is there already.
-    """
-    for last in (False, True):
-        pods = [(node, pod) for node in nodes for pod in node.pods if (pod.kind == "tun") == last]
-        errors = for_each(pods, lambda node, pod: add(node, pod, run_dir))
-        if errors:
-            raise LabError(str(errors[0]) + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""))
+    """Pods of all nodes. Raises LabError with the first that failed, and how many more did."""
+    errors = for_each([(node, pod) for node in nodes for pod in node.pods], lambda node, pod: add(node, pod, run_dir))
+    if errors:
+        raise LabError(str(errors[0]) + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""))
 
 
 def delete_all(nodes: Sequence[Node], run_dir: Path) -> list[LabError]:

@@ -8,6 +8,8 @@ its tier `default`, Baseline); in each the first matching rule decides or passes
 allowed. A tier in which no policy selects the pod is not asked. Every peer of a rule is a *set* of addresses with a
 number (`sets`); pods that no selector can tell apart are one *group* (`groups`). The address table (`addresses`) maps
 an address to the sets it is in; a tier for one kind of endpoint is a *stage* (`stages`). `judge` intersects the two.
+A change goes from `population` and `store` over `membership` (who is selected, who is in which set) and `endpoints`
+(stages) to `table` (entries of addresses), each of which touches only what depends on it.
 
 Rules that hold whatever policies say: a pod reaches itself; a node reaches its own pods; pods in the host's network are
 their node (no policy selects them, no selector of pods means them). Replies are the flow table's. A rule without
@@ -17,7 +19,8 @@ needs a rule without ports (or Calico's ICMP rule). ipBlock and networks see the
 Fail closed: an invalid object is refused with the field and the reason and the last good one stays (`store`); what a
 ClusterNetworkPolicy says that is not supported (domain names) makes an Accept rule match nothing and another rule deny
 everything; a Calico tier that does not exist denies at its end. `PolicySnapshot.knows` says whether an address is
-that of a pod it was compiled for: one it does not know is judged as if outside, so a port's owner must ask first.
+that of a pod it was compiled for: one it does not know is judged as if outside (selectors do not mean it, blocks do,
+no rules of its own), so a port's owner must ask first.
 
 Limits. 20,000 objects, 65,536 distinct peers, 500,000 traffic ranges in one tier of an endpoint, 8,000,000 set
 memberships: beyond, `Cluster.snapshot` raises PolicyError. Log rules decide nothing and are not counted. Not

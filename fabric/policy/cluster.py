@@ -1,7 +1,7 @@
 """All inputs of policy, and what was compiled from them before: a change costs what it touches.
 
-Kept between snapshots: groups of pods with the sets and policies they are in, sets with their ranges, and compiled
-stages by what they were compiled from. The address table is laid out anew each time, one pass over the addresses.
+Kept between snapshots: groups of pods with the sets and policies they are in, sets with their ranges, compiled stages
+by what they were compiled from, and the address table. A snapshot is a copy of the flat arrays.
 """
 
 from __future__ import annotations
@@ -10,22 +10,26 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from fabric.policy.endpoints import Endpoints
+from fabric.policy.errors import PolicyError
 from fabric.policy.judge import PolicySnapshot
 from fabric.policy.model import Namespace, Node, Pod
 from fabric.policy.parse import object_key
 from fabric.policy.population import Population
 from fabric.policy.rules import Policy
 from fabric.policy.store import PolicyStore, Result
-from fabric.policy.table import lay_out
+from fabric.policy.table import Table
 
 
 class Cluster:
-    """`local` says which pods live on this node: only their rules are compiled (default: all of them)."""
+    """`local` says which pods live on this node: only their rules are compiled (default: all of them). It must say the
+    same of a pod each time; objects given must not be changed afterwards.
+    """
 
     def __init__(self, local: Callable[[Pod], bool] | None = None) -> None:
         self.store = PolicyStore()
         self.population = Population(local or (lambda pod: True))
         self.endpoints = Endpoints(self.population)
+        self.table = Table(self.population, self.endpoints)
         self.number = 0
 
     def apply(self, key: str, value: Mapping[str, Any] | None) -> Result:
@@ -34,7 +38,11 @@ class Cluster:
         result = self.store.apply(key, value)
         after = self.store.objects.get(key)
         if after != before:
-            self._exchange(key, before, after)
+            try:
+                self._exchange(key, before, after)
+            except PolicyError as error:
+                self.store.put(key, before)
+                return Result(error, before is not None)
         return result
 
     def _exchange(self, key: str, before: object, after: object) -> None:
@@ -64,7 +72,7 @@ class Cluster:
     def snapshot(self) -> PolicySnapshot:
         """Everything as it is now. Raises PolicyError where a limit is passed; the snapshot before stays good."""
         self.number += 1
-        return lay_out(self.number, self.population, self.endpoints)
+        return self.table.snapshot(self.number)
 
 
 def compile_policies(

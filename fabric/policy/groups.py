@@ -28,7 +28,9 @@ def group_key(pod: Pod) -> GroupKey:
 
 @dataclass(slots=True)
 class Group:
-    """`sets`: the sets its pods are in by labels alone. `policies`: keys of the policies that apply to them."""
+    """`sets`: the sets its pods are in by labels alone. `policies`: keys of the policies that apply to them. `local`:
+    how many of them live on this node.
+    """
 
     key: GroupKey
     labels: Mapping[str, str]
@@ -36,6 +38,7 @@ class Group:
     pods: set[tuple[str, str]] = field(default_factory=set)
     sets: set[int] = field(default_factory=set)
     policies: set[str] = field(default_factory=set)
+    local: int = 0
 
 
 def make_group(key: GroupKey) -> Group:

@@ -57,13 +57,17 @@ cdef struct PolicyEntry:
     uint32_t is_node
 
 cdef struct PolicyTables:
-    FibTable addresses           # value: position in entries
+    FibTable addresses           # intervals of all addresses; value: position in entries
+    FibTable points              # single addresses, each with its position; looked at first
     const PolicyEntry* entries
     const uint32_t* sets         # of all entries, ascending within each
     const PolicyStage** stages
 
 cdef void judge(const PolicyTables* t, const Question* q, Answer* a) noexcept nogil
 cdef const PolicyEntry* find_entry(const PolicyTables* t, uint8_t family, uint64_t high, uint64_t low) noexcept nogil
+cdef uint32_t point4(const FibTable* points, uint32_t address) noexcept nogil
+cdef uint32_t point6(const FibTable* points, uint64_t high, uint64_t low) noexcept nogil
+cdef fill(FibTable* table, tuple arrays)
 cdef uint32_t traffic_key(const Question* q) noexcept nogil
 cdef bint decide(const PolicyTables* t, const PolicyEntry* own, int direction, const PolicyEntry* other, const Question* q, uint32_t* rule) noexcept nogil
 cdef uint32_t first_match(const PolicyStage* stage, const uint32_t* sets, uint32_t count, uint32_t key, uint16_t sport) noexcept nogil

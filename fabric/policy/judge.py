@@ -1,13 +1,13 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """The verdict on a flow: one immutable table, two binary searches for the addresses, a short walk through tiers.
 
-Theory of operation. Every address is in some *sets* (a set is what a rule's peer means); the address table gives its
-entry: the numbers of its sets, and if a local pod has it, the *stages* (tiers) of both directions. In a stage each set
-has the rules that name it, flattened into intervals of the traffic key (protocol << 16 | destination port, or ICMP
-type << 8 | code), so that the first matching rule of the stage is the smallest step found over the sets that the
-address and the stage share. The shorter of both lists is walked, the other searched: the cost hangs on how many sets
-an address is in, not on how many rules there are. Arrays are `bytes` that the snapshot keeps; stages are shared
-between snapshots.
+Theory of operation. Every address is in some *sets* (a set is what a rule's peer means); the address table (single
+addresses of pods and nodes first, then intervals) gives its entry: the numbers of its sets, and if a local pod has it,
+the *stages* (tiers) of both directions. In a stage each set has the rules that name it, flattened into intervals of
+the traffic key (protocol << 16 | destination port, or ICMP type << 8 | code), so that the first matching rule of the
+stage is the smallest step found over the sets that the address and the stage share. The shorter of both lists is
+walked, the other searched: the cost hangs on how many sets an address is in, not on how many rules there are. Arrays
+are `bytes` that the snapshot keeps; stages are shared between snapshots.
 """
 
 import ipaddress
@@ -39,12 +39,42 @@ def judge(t, q, a):
 
 
 def find_entry(t, family, high, low):
+    """What is known of an address: of the pod or node that has it, or else of where it lies."""
     position: uint32_t
     if family == 4:
-        position = lookup4(cython.address(t.addresses), cython.cast(uint32_t, low))
+        position = point4(cython.address(t.points), cython.cast(uint32_t, low))
+        if position == NO_RULE:
+            position = lookup4(cython.address(t.addresses), cython.cast(uint32_t, low))
     else:
-        position = lookup6(cython.address(t.addresses), high, low)
+        position = point6(cython.address(t.points), high, low)
+        if position == NO_RULE:
+            position = lookup6(cython.address(t.addresses), high, low)
     return t.entries + position
+
+
+def point4(points, address):
+    """The entry of exactly this address, or NO_RULE."""
+    at: uint32_t = find_set(points.start4, points.count4, address)
+    return NO_RULE if at == NO_RULE else points.value4[at]
+
+
+def point6(points, high, low):
+    base: uint32_t = 0
+    length: uint32_t = points.count6
+    half: uint32_t
+    probe: uint32_t
+    not_above: uint32_t
+    if not length:
+        return NO_RULE
+    while length > 1:
+        half = length >> 1
+        probe = base + half
+        not_above = cython.cast(uint32_t, points.high6[probe] < high) | (
+            cython.cast(uint32_t, points.high6[probe] == high) & cython.cast(uint32_t, points.low6[probe] <= low)
+        )
+        base += half * not_above
+        length -= half
+    return points.value6[base] if points.high6[base] == high and points.low6[base] == low else NO_RULE
 
 
 def traffic_key(q):
@@ -137,6 +167,17 @@ def words(data):
     return cython.cast(cython.pointer(cython.const[uint32_t]), cython.cast(cython.p_char, data))
 
 
+def fill(table, arrays):
+    """Point a table of addresses at (start4, value4, high6, low6, value6), which somebody keeps."""
+    table.count4 = len(arrays[0]) // 4
+    table.start4 = cython.cast(cython.pointer(uint32_t), cython.cast(cython.p_char, arrays[0]))
+    table.value4 = cython.cast(cython.pointer(uint32_t), cython.cast(cython.p_char, arrays[1]))
+    table.count6 = len(arrays[2]) // 8
+    table.high6 = cython.cast(cython.pointer(uint64_t), cython.cast(cython.p_char, arrays[2]))
+    table.low6 = cython.cast(cython.pointer(uint64_t), cython.cast(cython.p_char, arrays[3]))
+    table.value6 = cython.cast(cython.pointer(uint32_t), cython.cast(cython.p_char, arrays[4]))
+
+
 class Stage:
     """One tier for one kind of endpoint, immutable: `arrays` are (sets, first, keys, candidates_at, candidates, steps,
     sources) as bytes of native uint32; `label` is the owner's own, for explaining.
@@ -160,8 +201,9 @@ class Stage:
 class PolicySnapshot:
     """One immutable generation of every verdict of this node.
 
-    `arrays`: (start4, value4, high6, low6, value6, entries, sets) as bytes; `stages`: what entries point at; `names`:
-    has `describe(number)`, the text of a rule number.
+    `arrays`: (start4, value4, high6, low6, value6) of the intervals of all addresses, entries, sets, then five for
+    single addresses, as bytes; `stages`: what entries point at; `names`: has `describe(number)`, the text of a rule
+    number.
     """
 
     def __cinit__(self, number: int, arrays: tuple, stages: list, names: object):
@@ -170,13 +212,8 @@ class PolicySnapshot:
         self.arrays = arrays
         self.stages = stages
         self.names = names
-        self.tables.addresses.count4 = len(arrays[0]) // 4
-        self.tables.addresses.start4 = cython.cast(cython.pointer(uint32_t), cython.cast(cython.p_char, arrays[0]))
-        self.tables.addresses.value4 = cython.cast(cython.pointer(uint32_t), cython.cast(cython.p_char, arrays[1]))
-        self.tables.addresses.count6 = len(arrays[2]) // 8
-        self.tables.addresses.high6 = cython.cast(cython.pointer(uint64_t), cython.cast(cython.p_char, arrays[2]))
-        self.tables.addresses.low6 = cython.cast(cython.pointer(uint64_t), cython.cast(cython.p_char, arrays[3]))
-        self.tables.addresses.value6 = cython.cast(cython.pointer(uint32_t), cython.cast(cython.p_char, arrays[4]))
+        fill(cython.address(self.tables.addresses), arrays[:5])
+        fill(cython.address(self.tables.points), arrays[7:])
         self.tables.entries = cython.cast(cython.pointer(cython.const[PolicyEntry]), words(arrays[5]))
         self.tables.sets = words(arrays[6])
         self.tables.stages = cython.cast(

@@ -15,6 +15,7 @@ class PolicySnapshot:
 
     number: int
     stages: list[Stage]
+    names: Any
     def __init__(self, number: int, arrays: tuple[bytes, ...], stages: list[Stage], names: object) -> None: ...
     def verdict(
         self,

@@ -41,9 +41,9 @@ class Numbers:
     def describe(self, number: int) -> str:
         at = bisect_right(self.bases, number) - 1
         owner = self.owners[self.bases[at]] if at >= 0 else "unknown rule"
+        offset = number - self.bases[at] if at >= 0 else 0
         if isinstance(owner, str):
-            return owner
-        offset = number - self.bases[at]
+            return owner if offset == 0 else "unknown rule"
         for rules in owner.rules:
             if rules is None:
                 continue

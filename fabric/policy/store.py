@@ -41,6 +41,13 @@ class PolicyStore:
         self.objects[key] = parsed
         return Result(warnings=parsed.warnings if isinstance(parsed, Policy) else ())
 
+    def put(self, key: str, parsed: Parsed | None) -> None:
+        """Take one that was accepted before as it is."""
+        if parsed is None:
+            self.objects.pop(key, None)
+        else:
+            self.objects[key] = parsed
+
     def tiers(self) -> dict[str, Tier]:
         """Calico's tiers by name, with the one that always exists and cannot be changed."""
         return {**{t.name: t for t in self.objects.values() if isinstance(t, Tier)}, "default": DEFAULT}

@@ -12,7 +12,7 @@ Limits: no transactions over several keys; content of a prefix must fit in memor
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 
@@ -31,11 +31,24 @@ class Entry:
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """The complete content of a prefix. `store_id` names the store's identity: a store that was deleted and made anew
-    has another one, and what is missing in it was not necessarily removed by anybody."""
+    has another one, and what is missing in it was not necessarily removed by anybody.
+
+    A store may say what it knows of the difference to an earlier snapshot: with `since` the `version` of that one, only
+    the keys in `changed` can be other ones. Whoever has not seen that one compares everything.
+    """
 
     store_id: str
     revision: int
     entries: Mapping[str, Entry]
+    version: object = field(default_factory=object, repr=False, compare=False)
+    since: object = field(default=None, repr=False, compare=False)
+    changed: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
+
+    def after(self, missed: Snapshot) -> Snapshot:
+        """This snapshot for a consumer that was not given `missed`, the one before."""
+        if self.since is not missed.version or missed.since is None:
+            return replace(self, since=None, changed=frozenset())
+        return replace(self, since=missed.since, changed=missed.changed | self.changed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 IN_MODIFY = 0x002
 IN_ATTRIB = 0x004
+IN_CLOSE_WRITE = 0x008
 IN_MOVED = 0x0C0
 IN_CREATE = 0x100
 IN_DELETE = 0x200
@@ -17,7 +18,10 @@ IN_MOVE_SELF = 0x800
 IN_IGNORED = 0x8000
 IN_Q_OVERFLOW = 0x4000
 IN_ONLYDIR = 0x01000000
-_MASK = IN_MODIFY | IN_ATTRIB | IN_MOVED | IN_CREATE | IN_DELETE | IN_DELETE_SELF | IN_MOVE_SELF | IN_ONLYDIR
+_SELF = IN_DELETE_SELF | IN_MOVE_SELF | IN_ONLYDIR
+EVERYTHING = IN_MODIFY | IN_ATTRIB | IN_MOVED | IN_CREATE | IN_DELETE | _SELF
+FINISHED = IN_CLOSE_WRITE | IN_MOVED | IN_DELETE | _SELF
+"""No events while a file is being written: one when its writer has closed it, or given it its name."""
 _EVENT = struct.Struct("iIII")
 
 
@@ -25,10 +29,12 @@ class DirectoryWatch:
     """Changes of the files in one directory; `fileno` becomes readable when there are some.
 
     The watch follows the directory, not its path: when the directory itself goes, `read` answers with an empty name
-    and `watch` has to be called again. Raises OSError where inotify is missing or its limits are used up.
+    and `watch` has to be called again. `mask` says what counts as a change. Raises OSError where inotify is missing or
+    its limits are used up.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, mask: int = EVERYTHING) -> None:
+        self._mask = mask
         libc = ctypes.CDLL(None, use_errno=True)
         self._add = libc.inotify_add_watch
         self._add.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
@@ -42,7 +48,7 @@ class DirectoryWatch:
 
     def watch(self, directory: Path) -> None:
         """Start with `directory` (again)."""
-        if self._add(self._fd, os.fsencode(directory), _MASK) < 0:
+        if self._add(self._fd, os.fsencode(directory), self._mask) < 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), str(directory))
 

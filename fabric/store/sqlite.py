@@ -20,9 +20,10 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from time import monotonic, time
+from time import monotonic
 from typing import Any, TypeVar
 
+from fabric.clock import steady, uptime
 from fabric.errors import StoreCorruptError, StoreError, StoreUnavailableError
 from fabric.store.base import Entry, Snapshot, Unavailable, WatchItem
 from fabric.store.inotify import DirectoryWatch
@@ -33,15 +34,19 @@ TICK = 1.0
 TICK_WITHOUT_INOTIFY = 0.015
 RECHECKS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
 SETTLE = 0.5
+THOROUGH = 10.0
 BACKOFF = (0.1, 2.0)
 
 
 class SqliteStore:
-    """See `fabric.store.base.Store`. `clock` gives Unix time in seconds."""
+    """See `fabric.store.base.Store`. `clock` gives Unix time in seconds and never jumps, `uptime` those since
+    the machine started."""
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time) -> None:
+    def __init__(
+        self, path: Path, clock: Callable[[], float] = steady, uptime: Callable[[], float] = uptime
+    ) -> None:
         self._path = path
-        self._worker = _Worker(path, clock)
+        self._worker = _Worker(path, clock, uptime)
 
     async def open(self) -> None:
         self._worker.start()
@@ -107,9 +112,8 @@ class _Watch:
 
     def __init__(self, prefix: str, loop: asyncio.AbstractEventLoop) -> None:
         self.prefix = prefix
-        self.told: tuple[str, int] | None = None  # store identity and revision of the last snapshot
+        self.told: Snapshot | None = None  # the last one
         self.down = False
-        self.expiry: float | None = None
         self._loop = loop
         self._item: WatchItem | None = None
         self._ended = False
@@ -128,6 +132,8 @@ class _Watch:
                 return item
 
     def _set(self, item: WatchItem | None) -> None:
+        if isinstance(item, Snapshot) and isinstance(self._item, Snapshot):
+            item = item.after(self._item)
         self._item, self._ended = item, self._ended or item is None
         self._ready.set()
 
@@ -135,9 +141,9 @@ class _Watch:
 class _Worker(threading.Thread):
     """The thread that owns the file. Everything but `submit` runs in it."""
 
-    def __init__(self, path: Path, clock: Callable[[], float]) -> None:
+    def __init__(self, path: Path, clock: Callable[[], float], uptime: Callable[[], float]) -> None:
         super().__init__(name="fabric-store", daemon=True)
-        self.file = SqliteFile(path, clock)
+        self.file = SqliteFile(path, clock, uptime)
         self.watches: list[_Watch] = []
         self._path = path
         self._clock = clock
@@ -151,6 +157,8 @@ class _Worker(threading.Thread):
         self._rechecks: list[float] = []
         self._delay = BACKOFF[0]
         self._retry_at = 0.0
+        self._checked = -THOROUGH
+        self._unchecked = False  # somebody wrote since the last thorough look
         self._reason = f"store {path} is not open"
 
     def submit(self, call: Callable[[], None]) -> bool:
@@ -218,8 +226,10 @@ class _Worker(threading.Thread):
             return min(tick, max(0.0, self._retry_at - monotonic())) + 0.001
         if self._rechecks:
             return self._rechecks.pop()
-        ends = [watch.expiry for watch in self.watches if watch.expiry is not None]
-        return max(0.0, min([tick, *(end - self._clock() for end in ends)])) + 0.001
+        waits = [end - self._clock() for watch in self.watches if (end := self.file.next_end(watch.prefix)) is not None]
+        if self._unchecked:
+            waits.append(self._checked + THOROUGH - monotonic())
+        return max(0.0, min([tick, *waits])) + 0.001
 
     def _look(self, changed: set[str]) -> None:
         """Notice a file that went away, was replaced or overwritten; open it again when it is time."""
@@ -229,13 +239,24 @@ class _Worker(threading.Thread):
         if self.file.is_open:
             if self.file.replaced():
                 self._lost_file()
-            elif self._path.name in changed and not self.file.intact():
+            elif (self._path.name in changed or self._check_is_due()) and not self._intact():
                 self._lost(StoreUnavailableError(f"store {self._path} was overwritten"))
         elif self._retry_at and monotonic() >= self._retry_at:
             try:
                 self._open()
             except StoreUnavailableError as error:
                 self._lost(error)
+
+    def _check_is_due(self) -> bool:
+        return self._unchecked and monotonic() >= self._checked + THOROUGH
+
+    def _intact(self) -> bool:
+        """Whether the file is whole: all of it is read every `THOROUGH` seconds at most, while others write to it."""
+        thoroughly = monotonic() >= self._checked + THOROUGH
+        if thoroughly:
+            self._checked = monotonic()
+        self._unchecked = not thoroughly
+        return self.file.intact(thoroughly)
 
     def _open(self) -> None:
         self.file.open()
@@ -270,14 +291,16 @@ class _Worker(threading.Thread):
                 self._tell_down(watch)
 
     def _tell_up(self, watch: _Watch) -> None:
-        expired = watch.expiry is not None and watch.expiry <= self._clock()
-        if not watch.down and not expired and watch.told == self.file.revision():
+        told, end = watch.told, self.file.next_end(watch.prefix)
+        expired = end is not None and end <= self._clock()
+        known = told is not None and (told.store_id, told.revision) == self.file.revision()
+        if known and not watch.down and not expired:
             return
-        snapshot = self.file.list(watch.prefix)
-        watch.told, watch.down = (snapshot.store_id, snapshot.revision), False
-        ends = [entry.expires for entry in snapshot.entries.values() if entry.expires is not None]
-        watch.expiry = min(ends) if ends else None
-        watch.post(snapshot)
+        snapshot = self.file.list(watch.prefix, told.version if told else None)
+        news = told is None or watch.down or snapshot.version is not told.version
+        watch.told, watch.down = snapshot, False
+        if news:
+            watch.post(snapshot)
 
     def _tell_down(self, watch: _Watch) -> None:
         if not watch.down:

@@ -1,9 +1,13 @@
 """The SQLite file behind `SqliteStore`: one connection, used by one thread, errors turned into the store's own.
 
-Tables: `meta` holds the store's identity and its revision counter, `entries` the keys. The journal is SQLite's plain
+Tables: `meta` holds the store's identity and its revision counter, `entries` the keys, `changes` which of them changed
+(`fabric.store.sqlite_listing`). The journal is SQLite's plain
 one, never WAL: WAL maps its `-shm` file into memory, and a process whose mapped file somebody truncates is killed
 (SIGBUS), data path included. Writes are rare and short, so readers wait for them without harm. The identity of the file
 (device and inode) is remembered, since SQLite itself never notices that a file it has open was deleted or replaced.
+
+Times in it are in the file's own time: that of the process which first opened it since the machine started, so that the
+wall clock may be set without a lease ending for anybody. `meta.clock` says how far it is from the machine's uptime.
 """
 
 from __future__ import annotations
@@ -15,11 +19,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from uuid import uuid4
 
 from fabric.errors import ConflictError, StoreCorruptError, StoreUnavailableError
 from fabric.files import make_dir
 from fabric.store.base import Entry, Snapshot
+from fabric.store.sqlite_clock import file_offset
+from fabric.store.sqlite_listing import Listing, keep_record
 
 APPLICATION_ID = 0x66616272  # "fabr"
 BUSY_SECONDS = 1.0
@@ -40,18 +47,22 @@ _SCHEMA = (
 )
 
 FileId = tuple[int, int] | None
-Row = tuple[object, ...]
 
 
 class SqliteFile:
-    """The open file. Every method may raise StoreUnavailableError; after one, `close` and `open` again."""
+    """The open file. Every method may raise StoreUnavailableError; after one, `close` and `open` again.
 
-    def __init__(self, path: Path, clock: Callable[[], float]) -> None:
+    `clock` gives Unix time and `uptime` seconds that nobody can set; their difference may not change.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float], uptime: Callable[[], float]) -> None:
         self._path = path
         self._clock = clock
+        self._uptime = uptime
+        self._ahead = 0.0  # our clock of the file's time
         self._connection: sqlite3.Connection | None = None
         self._identity: FileId = None
-        self._listed: dict[object, tuple[Row, Entry]] = {}  # what the last `list` found
+        self._listings: dict[str, Listing] = {}  # by prefix
 
     @property
     def is_open(self) -> bool:
@@ -76,6 +87,9 @@ class SqliteFile:
         try:
             with self._errors():
                 self._prepare()
+                keep_record(self._open_connection())
+                offset = self._clock() - self._uptime()
+                self._ahead = offset - file_offset(self._open_connection(), offset)
                 self.revision()
         except BaseException:
             self.close()
@@ -88,17 +102,22 @@ class SqliteFile:
             with contextlib.suppress(sqlite3.Error):
                 self._connection.close()
             self._connection = None
+        self._listings.clear()  # the next file may count its changes anew
 
     def replaced(self) -> bool:
         """Whether the files on disk are no longer the ones that are open."""
         return self._identity != self._files()
 
-    def intact(self) -> bool:
-        """Whether a fresh look at the file gives the same store: its pages may have been overwritten under us."""
+    def intact(self, thoroughly: bool = True) -> bool:
+        """Whether a fresh look at the file gives the same store: its pages may have been overwritten under us.
+
+        A thorough one reads all entries, any other the store's identity only.
+        """
         try:
             with contextlib.closing(_connect(self._path)) as fresh:
                 rows = fresh.execute("SELECT value FROM meta WHERE name = 'store_id'").fetchone()
-                fresh.execute("SELECT count(*), max(revision) FROM entries").fetchone()
+                if thoroughly:
+                    fresh.execute("SELECT count(*), max(revision) FROM entries").fetchone()
             return bool(rows and rows[0] == self._meta("store_id"))
         except sqlite3.OperationalError as error:
             return _primary(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
@@ -109,27 +128,24 @@ class SqliteFile:
         """The store's identity and its revision."""
         return str(self._meta("store_id")), int(str(self._meta("revision")))
 
-    def list(self, prefix: str) -> Snapshot:
-        """Every key under `prefix` that has not expired, in one read transaction.
+    def list(self, prefix: str, since: object = None) -> Snapshot:
+        """Every key under `prefix` that has not expired, in one read transaction; `since` as for `Listing.snapshot`.
 
         What is as it was at the last `list` is the same `Entry`, so that nobody need look at it again.
         """
+        listing = self._listings.setdefault(prefix, Listing(prefix, self._ahead))
         with self._errors(), self._transaction("DEFERRED") as connection:
-            store_id, revision = self.revision()
-            rows = connection.execute(
-                "SELECT key, value, created, revision, expires FROM entries"
-                " WHERE key >= ? AND key < ? AND (expires IS NULL OR expires > ?)",
-                (prefix, prefix + "\U0010ffff", self._clock()),
-            ).fetchall()
-        old, self._listed = self._listed, {}
-        for row in rows:
-            held = old.get(row[0])
-            self._listed[row[0]] = held if held is not None and held[0] == row else (row, _entry(row))
-        return Snapshot(store_id, revision, {str(key): entry for key, (_, entry) in self._listed.items()})
+            listing.read(connection, self.revision(), self._now(), monotonic())
+        return listing.snapshot(since)
+
+    def next_end(self, prefix: str) -> float | None:
+        """Unix time from which on a key that the last `list` found may have expired, None when none can."""
+        listing = self._listings.get(prefix)
+        return listing.next_end if listing else None
 
     def put(self, key: str, value: bytes, expected: int, ttl: float | None) -> Entry:
         """See `Store.put`."""
-        now = self._clock()
+        now = self._now()
         expires = None if ttl is None else now + ttl
         with self._errors(), self._transaction("IMMEDIATE") as connection:
             created = self._fence(connection, key, expected, now)
@@ -138,11 +154,11 @@ class SqliteFile:
             connection.execute(
                 "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?)", (key, value, created, revision, expires)
             )
-        return Entry(key, value, created, revision, expires)
+        return Entry(key, value, created, revision, None if expires is None else expires + self._ahead)
 
     def delete(self, key: str, expected: int) -> None:
         """See `Store.delete`."""
-        now = self._clock()
+        now = self._now()
         with self._errors(), self._transaction("IMMEDIATE") as connection:
             if not self._fence(connection, key, expected, now):
                 raise ConflictError(f"{key} does not exist")
@@ -167,6 +183,10 @@ class SqliteFile:
         if self._connection is None:
             raise StoreUnavailableError(f"store {self._path} is not open")
         return self._connection
+
+    def _now(self) -> float:
+        """The file's time."""
+        return self._clock() - self._ahead
 
     def _meta(self, name: str) -> object:
         with self._errors():
@@ -265,10 +285,3 @@ def _file_id(path: Path) -> FileId:
     except OSError:
         return None
     return found.st_dev, found.st_ino
-
-
-def _entry(row: Row) -> Entry:
-    key, value, created, revision, expires = row
-    data = value if isinstance(value, bytes) else str(value).encode()  # people insert text with the sqlite3 tool
-    ends = None if expires is None else float(str(expires))
-    return Entry(str(key), data, int(str(created)), int(str(revision)), ends)

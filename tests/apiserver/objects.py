@@ -17,6 +17,12 @@ class Resource:
     kind: str
     namespaced: bool = False
     short: str = ""
+    version: str = "v1"
+
+    @property
+    def root(self) -> list[str]:
+        """The first parts of its paths."""
+        return ["api", "v1"] if self.version == "v1" else ["apis", *self.version.split("/")]
 
 
 RESOURCES = {
@@ -25,6 +31,10 @@ RESOURCES = {
         Resource("nodes", "Node", short="no"),
         Resource("pods", "Pod", namespaced=True, short="po"),
         Resource("namespaces", "Namespace", short="ns"),
+        Resource("networkpolicies", "NetworkPolicy", namespaced=True, short="netpol", version="networking.k8s.io/v1"),
+        Resource(
+            "clusternetworkpolicies", "ClusterNetworkPolicy", short="cnp", version="policy.networking.k8s.io/v1alpha2"
+        ),
     )
 }
 VERBS = ["create", "delete", "get", "list", "patch", "update", "watch"]
@@ -111,7 +121,7 @@ def updated(resource: Resource, old: Object, new: Object, subresource: str) -> O
     size = sum(len(name) + len(value) for name, value in (result["metadata"].get("annotations") or {}).items())
     if size > MAX_ANNOTATIONS:
         raise ApiError(422, "Invalid", f"metadata.annotations: Too long: must have at most {MAX_ANNOTATIONS} bytes")
-    result |= {"kind": resource.kind, "apiVersion": "v1"}
+    result |= {"kind": resource.kind, "apiVersion": resource.version}
     return result
 
 
@@ -122,7 +132,7 @@ def shown(resource: Resource, stored: Object, version: int, in_list: bool = Fals
     if in_list:
         result.pop("kind", None), result.pop("apiVersion", None)
     else:
-        result |= {"kind": resource.kind, "apiVersion": "v1"}
+        result |= {"kind": resource.kind, "apiVersion": resource.version}
     return result
 
 
@@ -131,15 +141,23 @@ def discovery(path: str) -> Object | None:
     if path == "/api":
         return {"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []}
     if path == "/apis":
-        return {"kind": "APIGroupList", "apiVersion": "v1", "groups": []}
+        versions = [{"groupVersion": v, "version": v.split("/")[1]} for v in _group_versions()]
+        groups = [{"name": v["groupVersion"].split("/")[0], "versions": [v], "preferredVersion": v} for v in versions]
+        return {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}
     if path == "/version":
         return {"major": "1", "minor": "20", "gitVersion": "v1.20.2", "gitCommit": "", "gitTreeState": "clean",
                 "buildDate": "1970-01-01T00:00:00Z", "goVersion": "", "compiler": "", "platform": ""}  # fmt: skip
-    if path == "/api/v1":
+    for version in ("v1", *_group_versions()):
+        if path.strip("/").split("/") != (["api", "v1"] if version == "v1" else ["apis", *version.split("/")]):
+            continue
         found = []
-        for item in RESOURCES.values():
+        for item in (item for item in RESOURCES.values() if item.version == version):
             common = {"singularName": "", "namespaced": item.namespaced, "kind": item.kind}
             found.append({"name": item.plural, **common, "verbs": VERBS, "shortNames": [item.short]})
             found.append({"name": f"{item.plural}/status", **common, "verbs": ["get", "patch", "update"]})
-        return {"kind": "APIResourceList", "groupVersion": "v1", "resources": found}
+        return {"kind": "APIResourceList", "groupVersion": version, "resources": found}
     return None
+
+
+def _group_versions() -> list[str]:
+    return sorted({item.version for item in RESOURCES.values()} - {"v1"})

@@ -48,5 +48,5 @@ class Policy:
 
 def _allowed(path: Path) -> set[tuple[str, str]]:
     roles = [item for item in yaml.safe_load_all(path.read_text()) if item and item["kind"] == "ClusterRole"]
-    rules = [rule for role in roles for rule in role["rules"] if "" in rule["apiGroups"]]
+    rules = [rule for role in roles for rule in role["rules"]]
     return {(name, verb) for rule in rules for name in rule["resources"] for verb in rule["verbs"]}

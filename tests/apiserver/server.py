@@ -49,13 +49,12 @@ class Target:
 
 def parse_path(path: str) -> Target | None:
     parts = path.strip("/").split("/")
-    if parts[:2] != ["api", "v1"]:
-        return None
-    parts = parts[2:]
+    root, parts = (parts[:2], parts[2:]) if parts[0] == "api" else (parts[:3], parts[3:])
+    known = {name: item for name, item in RESOURCES.items() if item.root == root}
     namespace = ""
-    if len(parts) >= 3 and parts[0] == "namespaces" and parts[2] in RESOURCES:
+    if len(parts) >= 3 and parts[0] == "namespaces" and parts[2] in known:
         namespace, parts = parts[1], parts[2:]
-    if not 1 <= len(parts) <= 3 or parts[0] not in RESOURCES or (len(parts) == 3 and parts[2] != "status"):
+    if not 1 <= len(parts) <= 3 or parts[0] not in known or (len(parts) == 3 and parts[2] != "status"):
         return None
     return Target(RESOURCES[parts[0]], namespace, parts[1] if len(parts) > 1 else "", "".join(parts[2:]))
 
@@ -157,7 +156,8 @@ class Server:
             meta["continue"] = base64.urlsafe_b64encode(text).decode()
             meta["remainingItemCount"] = found.count - len(items)
         kind = f"{target.resource.kind}List"
-        return {"kind": kind, "apiVersion": "v1", "metadata": meta, "items": self._selected(request, items)}
+        selected = self._selected(request, items)
+        return {"kind": kind, "apiVersion": target.resource.version, "metadata": meta, "items": selected}
 
     @staticmethod
     def _selected(request: web.Request, items: list[Object]) -> list[Object]:

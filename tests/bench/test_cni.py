@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench.cni import Latency, lines, percentile
+from bench.cni import Latency, lines, percentile, start_line
+from bench.cni_start import Start, measure
 from bench.variants import choose
 
 TIMES = [number / 1000 for number in range(1, 101)]
@@ -34,3 +35,10 @@ def test_what_is_shown() -> None:
 
 def test_pods_of_one_node_come_with_their_baseline() -> None:
     assert [variant.name for variant in choose(["same-node"])] == ["kernel", "bridge", "same-node"]
+
+
+def test_the_start_is_measured_against_the_interpreter() -> None:
+    """The gate itself needs a machine that is left alone; here the figures only have to make sense."""
+    found = measure(starts=1)
+    assert 1 < found.ratio < 100
+    assert start_line(Start(0.05, 0.01)).endswith("50 ms of processor time, 5.0 times its interpreter's")

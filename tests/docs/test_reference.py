@@ -87,10 +87,12 @@ def test_every_offload_is_named(name: str) -> None:
 
 
 def test_flags_named_anywhere_exist() -> None:
-    theirs = {"--json", "--all", "--help", "--version", "--run-dir", "--dry-run"}
+    theirs = {"--json", "--all", "--help", "--version", "--run-dir", "--dry-run", "--pod", "--proto", "--limit",
+              "--interval", "--once",
+              "--inner", "--outer", "--drop-reason", "--verdict", "--on", "--duration", "--snaplen"}  # fmt: skip
     lab = {"--nodes", "--pods", "--mode", "--peer", "--pod-kind", "--ipv6", "--count", "--size", "--df", "--rounds",
            "--seconds"}  # fmt: skip
-    install = {"--root", "--prefix", "--vendor", "--python", "--force", "--purge", "--kind", "--no-service"}
+    install = {"--back", "--root", "--prefix", "--vendor", "--python", "--force", "--purge", "--kind", "--no-service"}
     known = {f"--{flag.name}" for flag in FLAGS} | theirs | lab | install | {"--name"}
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", REFERENCE.read_text())) <= known
 

@@ -32,6 +32,46 @@ def test_twin(known: list[Address], others: list[Address]) -> None:
         assert table.find(address) == twin.get(address)
 
 
+@given(
+    st.lists(st.tuples(st.sampled_from(range(40)), st.booleans()), max_size=80),
+    st.sets(st.integers(0, 30).map(IPv4Address) | st.integers(0, 30).map(IPv6Address), min_size=40, max_size=40),
+)
+def test_patches(changes: list[tuple[int, bool]], known: set[Address]) -> None:
+    """Addresses of few bits, so that probes run into each other; every table on the way stays as it was."""
+    pool = sorted(known, key=lambda address: (address.version, int(address)))
+    twin: dict[int, Address] = {}
+    table, free, made = VtepTable(()), [], []
+    for number, renew in changes:
+        taken = [position for position, address in twin.items() if address == pool[number]]
+        gone = taken[:1]
+        come = [(gone[0] if gone else free.pop() if free else len(twin), entry(f"peer{number}", pool[number]))]
+        if gone and not renew:
+            come = []
+            free.append(gone[0])
+        table = table.patched(gone, come)
+        twin = {position: address for position, address in twin.items() if position not in gone}
+        twin |= {position: row[1] for position, row in come}
+        made.append((table, dict(twin)))
+    for each, then in made:
+        assert len(each) == len(then)
+        for number, address in enumerate(pool):
+            assert each.find(address) == (f"peer{number}" if address in then.values() else None)
+        assert {position for position in range(90) if each.at(position)} == set(then)
+
+
+def test_patches_are_refused_like_entries() -> None:
+    one, two = ip_address("192.0.2.1"), ip_address("192.0.2.2")
+    table = VtepTable([entry("a", one)])
+    with pytest.raises(ValueError, match=r"VTEP b: underlay address 192\.0\.2\.1 is already another VTEP's"):
+        table.patched([], [(1, entry("b", one))])
+    with pytest.raises(ValueError, match="position 0 is taken"):
+        table.patched([], [(0, entry("b", two))])
+    with pytest.raises(ValueError, match="no VTEP at position 1"):
+        table.patched([1], [])
+    assert table.patched([0], [(0, entry("b", one))]).find(one) == "b"
+    assert table.find(one) == "a"
+
+
 @pytest.mark.parametrize("count", [0, 1, 4, 5, 8, 1000, 5000])
 def test_sizes(count: int) -> None:
     table = VtepTable(entry(str(i), IPv4Address(0x0A000000 + i)) for i in range(count))

@@ -16,7 +16,7 @@ from fabric.daemon.node import Node
 from fabric.daemon.parts import Parts
 from fabric.daemon.sources import SqliteSource
 from fabric.errors import DataplaneError, FabricError
-from fabric.model import Address, DataplaneSettings, Encapsulation, Endpoint, ForwardingState, Network
+from fabric.model import Address, DataplaneSettings, Encapsulation, Endpoint, ForwardingState, Network, RefusedPacket
 from fabric.store.base import Store
 from fabric.traffic.rules import TrafficState
 from routes.lookup import InterfaceAddress
@@ -53,6 +53,7 @@ class FakeDataplane:
         self.threads = {"egress": True, "ingress": True}
         self.hanging: set[str] = set()
         self.beaten = 0
+        self.refused: list[RefusedPacket] = []
         self.required: frozenset[Encapsulation] = frozenset()
         self.unavailable: dict[Encapsulation, str] = {}
 
@@ -105,6 +106,10 @@ class FakeDataplane:
     def lost_ports(self) -> list[str]:
         return [name for name in self.ports if name in self.lost]
 
+    def port_counters(self) -> dict[str, dict[str, int]]:
+        counts = {"frames_from": 3, "bytes_from": 300, "frames_to": 2, "bytes_to": 2048, "drops": 1}
+        return dict.fromkeys(("node", *self.ports), counts)
+
     def delete_port(self, name: str) -> None:
         if self.ports.pop(name, None) is None:
             raise DataplaneError(f"no port {name}")
@@ -115,6 +120,16 @@ class FakeDataplane:
 
     def counters(self) -> dict[str, int]:
         return {"egress_packets": 7, "drop_no_route": 0}
+
+    def flows(self, cursor: int, limit: int) -> tuple[list[dict[str, object]], int | None]:
+        return [{"protocol": 6, "place": place} for place in range(cursor, min(cursor + limit, 5))], None
+
+    def record_drops(self, enabled: bool) -> None:
+        self.journal.step(f"record_drops {enabled}")
+
+    def recorded_drops(self) -> tuple[list[RefusedPacket], int]:
+        found, self.refused = self.refused, []
+        return found, 0
 
     def status(self) -> dict[str, object]:
         return {"offloads": {"udp-gso": True}, "threads": dict(self.threads)}
@@ -133,6 +148,7 @@ class FakeReconciler:
         self.counters = {"changes": 0}
         self.states: dict[str, DeviceState] = {}
         self.blackholes: frozenset[Network] = frozenset()
+        self.unreachables: frozenset[Network] = frozenset()
         self.links: dict[Address, str] = {}
         self.first: dict[str, DeviceState] | None = None
         self.asked: frozenset[Address] = frozenset()
@@ -148,10 +164,15 @@ class FakeReconciler:
         self.on_device, self.on_underlay, self.on_reachable = on_device, on_underlay, on_reachable
         return self
 
-    def set_desired(self, states: Iterable[DeviceState], blackholes: frozenset[Network] = frozenset()) -> None:
+    def set_desired(
+        self,
+        states: Iterable[DeviceState],
+        blackholes: frozenset[Network] = frozenset(),
+        unreachables: frozenset[Network] = frozenset(),
+    ) -> None:
         self.journal.step("set_desired")
         self.states = {state.name: state for state in states}
-        self.blackholes = blackholes
+        self.blackholes, self.unreachables = blackholes, unreachables
         self.first = self.first or self.states
 
     def watch_reachable(self, addresses: Iterable[Address]) -> None:

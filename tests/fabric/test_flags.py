@@ -159,7 +159,7 @@ def test_health_and_blackhole() -> None:
 @pytest.mark.parametrize(
     ("words", "warned"),
     [
-        (("--vmodule=x=2", "--iptables-resync=5", "--metrics-port=9"), ["--vmodule", "--metrics-port"]),
+        (("--vmodule=x=2", "--iptables-resync=5", "--log_backtrace_at=x:1"), ["--vmodule", "--log_backtrace_at"]),
         (("--kubeconfig-file=/x",), ["--kubeconfig-file"]),
         (("--set-node-network-unavailable=false",), ["--set-node-network-unavailable"]),
         (("--kube-subnet-mgr", "--kubeconfig-file=/x"), []),

@@ -1,6 +1,10 @@
 """The lease table loses no good lease to a bad write, a lost store or a long outage."""
 
+from dataclasses import replace
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fabric import leases
 from fabric.lease_table import GRACE, LeaseTable
@@ -126,3 +130,46 @@ def test_a_lease_without_time_limit_that_only_we_remember_ends_after_a_day() -> 
     assert current(table) == {A: "192.0.2.2", B: "192.0.2.3"}
     assert table.next_end() == NOW + leases.TTL
     assert current(table, NOW + leases.TTL) == {B: "192.0.2.3"}  # in the store: no limit
+
+
+VALUES = {0: b"{", 1: GOOD_A, 2: GOOD_B, 3: GOOD_A.replace(b".2.2", b".2.9")}
+steps = st.tuples(
+    st.dictionaries(st.integers(0, 5), st.none() | st.tuples(st.sampled_from([0, 1, 2, 3]), st.integers(1, 300))),
+    st.sampled_from(["one", "one", "one", "two"]),
+    st.integers(0, 150),
+    st.sampled_from(["told", "told", "missed", "not told"]),
+)
+
+
+@given(st.lists(steps, max_size=12))
+def test_being_told_what_changed_makes_no_difference(
+    path: list[tuple[dict[int, tuple[int, int] | None], str, int, str]],
+) -> None:
+    """One table is given stores' own words about what changed, the other has to find out; some snapshots are lost."""
+    told, untold = LeaseTable(P), LeaseTable(P)
+    for table in (told, untold):
+        table.seed([leases.parse("10.244.0.0-24", GOOD_A, NOW + 10)])
+    contents: dict[str, dict[str, Entry]] = {"one": {}, "two": {}}
+    last: Snapshot | None = None
+    now = NOW
+    for revision, (changes, store, wait, word) in enumerate(path, 1):
+        now += wait
+        entries = contents[store] = dict(contents[store])
+        for number, new in changes.items():
+            key = f"{P}10.244.{number}.0-24"
+            entries.pop(key, None)
+            if new is not None:
+                entries[key] = Entry(key, VALUES[new[0]], revision, revision, now + new[1])
+        changed = frozenset(f"{P}10.244.{number}.0-24" for number in changes)
+        snapshot = Snapshot(store, revision, entries)
+        if last is not None and last.store_id == store and word != "not told":
+            snapshot = replace(snapshot, since=last.version, changed=changed)
+        if word != "missed":
+            assert sorted(told.update(snapshot, now)) == sorted(untold.update(Snapshot(store, revision, entries), now))
+        last = snapshot
+        assert told.current(now) == untold.current(now)
+        assert [lease.key for lease in told.current(now)] == sorted(lease.key for lease in told.current(now))
+        assert (told.next_end(), told.remembered(), told.problems()) == (
+            untold.next_end(), untold.remembered(), untold.problems()
+        )  # fmt: skip
+        assert told.current(now) == told.current(now)

@@ -20,9 +20,11 @@ from scapy.packet import Packet as Scapy
 from scapy.packet import Raw
 
 from encap.vxlan import encapsulate
+from fabric.forward.enforcement import Enforcement, RuleHits
 from fabric.forward.flows import FlowTable
 from fabric.forward.snapshot import Snapshot
-from fabric.model import ForwardingState, LocalVtep, Peer
+from fabric.model import Address, ForwardingState, LocalVtep, Peer
+from fabric.policy import Namespace, Pod, compile_policies
 from tests.tun.packets import ACK, PSH, Packet, superframe_header
 from tests.tun.packets import TCP as TCP_NUMBER
 from tests.tun.packets import UDP as UDP_NUMBER
@@ -40,6 +42,7 @@ class NullPort:
     features = Features.ALL
     name = "null"
     ethernet = None
+    slot = 0
 
     def __init__(self, fd: int, mtu: int = 1450, addresses: tuple[str, ...] = ()) -> None:
         self.fds = (fd,)
@@ -48,11 +51,12 @@ class NullPort:
 
 
 def make_snapshot(
-    encapsulation: str = "vxlan", *, port: int = 8472, strict: bool = True, by_host: bool = False
+    encapsulation: str = "vxlan", *, port: int = 8472, strict: bool = True, by_host: bool = False, policed: bool = False
 ) -> Snapshot:
     """Node 2 with one pod, 10.244.2.10, and one peer, node 3 at 127.0.0.3, towards which only 1400 bytes fit.
 
-    With `by_host` the host has a plain route to the peer, whose lease names no MAC: it is only accepted from.
+    With `by_host` the host has a plain route to the peer, whose lease names no MAC: it is only accepted from. With
+    `policed` only port 5000 of UDP passes from and to the pod.
     """
     null = os.open(os.devnull, os.O_WRONLY)
     ports = [NullPort(null), NullPort(null, 1300, ("10.244.2.10", "2001:db8:2::a"))]
@@ -63,7 +67,20 @@ def make_snapshot(
         sent, mac = None, bytes(6)  # type: ignore[assignment]
     peer = Peer("peer", PEER, prefixes, sent, mac, 1400, accepts, by_host)  # type: ignore[arg-type]
     state, tunnel_ports = ForwardingState(1, (own,), (peer,)), {"vxlan": port, "udp": port}
-    return Snapshot(1, state, ports, 1, tunnel_ports, strict, FlowTable(4096))  # type: ignore[arg-type]
+    rules = _enforcement(ports[1].addresses) if policed else None
+    return Snapshot(1, state, ports, 1, tunnel_ports, strict, FlowTable(4096), rules)  # type: ignore[arg-type]
+
+
+def _enforcement(addresses: tuple[Address, ...]) -> Enforcement:
+    traffic = [{"ports": [{"protocol": "UDP", "port": 5000}]}]
+    policy = {
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "p", "namespace": "n"},
+        "spec": {"podSelector": {}, "policyTypes": ["Ingress", "Egress"], "ingress": traffic, "egress": traffic},
+    }  # fmt: skip
+    pod = Pod("n", "pod", {}, addresses, "own")
+    snapshot, hits = compile_policies([policy], [pod], [Namespace("n")], []), RuleHits()
+    hits.reserve(snapshot.names.next)
+    return Enforcement(1, snapshot, False, (), hits)
 
 
 def _pad(size: int = 4) -> list[PadN]:

@@ -2,7 +2,8 @@
 
 Parser, decapsulation (with merge behind it) and egress run in compiled loops (`fabric.forward.probe`), which check
 after every case that what was fed is what was handed over plus what was dropped under one reason. `merge` and `split`
-drive `tests.tun.fuzz`; what the control side reads has modules of its own beside this one.
+drive `tests.tun.fuzz`; `policy` compares well-formed worlds with a naive twin; what the control side reads has modules
+of its own beside this one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 
 from encap.drops import DropReason
 from fabric.forward.probe import Probe, fuzz_parse
+from tests.fabric.policy.fuzz import compare_worlds
 from tests.fuzz import control_socket, documents, kubernetes
 from tests.fuzz.etcd import etcd_list, etcd_watch
 from tests.fuzz.seeds import OWN, PEER, inner_packets, make_snapshot, port_frames, vxlan_payloads
@@ -28,7 +30,7 @@ TEXT = {"pass", "refused"}
 
 @contextmanager
 def probe(
-    encapsulation: str = "vxlan", *, strict: bool = True, by_host: bool = False
+    encapsulation: str = "vxlan", *, strict: bool = True, by_host: bool = False, policed: bool = False
 ) -> Iterator[tuple[Probe, int]]:
     """A probe whose datagrams go to a socket that nobody reads, and the tunnel's port number."""
     with (
@@ -39,7 +41,7 @@ def probe(
         sink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
         sender.bind((str(OWN), 0))
         port = sink.getsockname()[1]
-        snapshot = make_snapshot(encapsulation, port=port, strict=strict, by_host=by_host)
+        snapshot = make_snapshot(encapsulation, port=port, strict=strict, by_host=by_host, policed=policed)
         yield Probe(snapshot, sender.fileno(), encapsulation), port
 
 
@@ -94,6 +96,18 @@ def egress_by_host(seed: int, count: int) -> Counts:
         return in_blocks(lambda s, n: fed.fuzz_egress(seeds, s, n), seed, count)
 
 
+def decapsulation_policed(seed: int, count: int) -> Counts:
+    with probe(policed=True) as (fed, _):
+        seeds = vxlan_payloads()
+        return in_blocks(lambda s, n: fed.fuzz_ingress(seeds, s, n), seed, count)
+
+
+def egress_policed(seed: int, count: int) -> Counts:
+    with probe(policed=True) as (fed, port):
+        seeds = port_frames(port)
+        return in_blocks(lambda s, n: fed.fuzz_egress(seeds, s, n), seed, count)
+
+
 def merge(seed: int, count: int) -> Counts:
     for case in merge_cases(seed, count):
         fuzz_merge(case)
@@ -104,6 +118,11 @@ def split(seed: int, count: int) -> Counts:
     for case in split_cases(seed, count):
         fuzz_split(case)
     return {"pass": count}
+
+
+def policy(seed: int, count: int) -> Counts:
+    """Verdicts of compiled policies of random clusters against an evaluator that reads the objects themselves."""
+    return compare_worlds(seed * 10_000_000, count)
 
 
 # Target, cases at scale 1, reasons it must meet. The longest runs come first, so that both processes end together.
@@ -119,11 +138,14 @@ TARGETS: dict[str, tuple[Callable[[int, int], Counts], int, set[str]]] = {
         4_000_000,
         INNER | ROUTED | {"no_route", "not_unicast", "source_spoofed", "pod_to_vtep", "superframe"},
     ),
+    "decapsulation-policed": (decapsulation_policed, 5_000_000, INNER | {"policy_ingress", "policy_fragment"}),
+    "egress-policed": (egress_policed, 1_000_000, INNER | {"not_unicast", "policy_egress", "policy_fragment"}),
     "merge": (merge, 150_000, set()),
     "split": (split, 300_000, set()),
     "etcd-watch": (etcd_watch, 1_000_000, {"pass", "malformed", "nothing_new"}),
     "etcd-list": (etcd_list, 1_000_000, {"pass", "malformed"}),
     "lease-values": (documents.lease_values, 1_000_000, TEXT),
+    "policy": (policy, 1_000_000, {"pass", "denied"}),
     "kubernetes-nodes": (kubernetes.fuzz, 500_000, {"value", "node", "item", "page", "ignored", "pass"}),
     "net-conf": (documents.net_conf, 1_000_000, TEXT),
     "subnet-env": (documents.subnet_file, 1_000_000, TEXT),

@@ -13,7 +13,7 @@ PEER = 0x7F000003
 PACKET = inner_packets(3, 2, 6)[0]
 SHORT = {
     "merge": 300, "split": 300, "kubernetes-nodes": 3_000, "etcd-watch": 6_000, "etcd-list": 6_000,
-    "control-socket": 1_000,
+    "control-socket": 1_000, "policy": 5_000,
     "lease-values": 2_000, "net-conf": 2_000, "subnet-env": 2_000, "cni-environment": 2_000, "cni-input": 1_000,
 }  # fmt: skip
 GOOD = encapsulate(PACKET, vni=1, destination=OWN_MAC, source=PEER_MAC)

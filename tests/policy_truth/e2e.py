@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.policy_truth.runner import NAME
+
 Step = tuple[Any, ...]
 Case = tuple[str, str, list[Step]]
-NAME = "kubernetes.io/metadata.name"
 ADDRESSES = {f"{n}/{p}": f"10.244.{i}.{10 + j}" for i, n in enumerate("xyz") for j, p in enumerate("abc")}
 A = {"matchLabels": {"pod": "a"}}
 B = {"matchLabels": {"pod": "b"}}

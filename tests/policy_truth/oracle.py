@@ -39,8 +39,8 @@ def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
 def peer_matches(peer: dict[str, Any], home: str, other: End) -> bool:
     if "ipBlock" in peer:
         block, address = peer["ipBlock"], ip_address(other.address)
-        inside = address in ip_network(block["cidr"])
-        return inside and not any(address in ip_network(cut) for cut in block.get("except", []))
+        inside = address in ip_network(block["cidr"], strict=False)
+        return inside and not any(address in ip_network(cut, strict=False) for cut in block.get("except", []))
     if "namespaceSelector" in peer:
         if not selects(peer["namespaceSelector"], other.namespace_labels):
             return False

@@ -8,6 +8,8 @@ from tests.policy_truth.oracle import End
 
 PROTOCOLS = ("TCP", "UDP", "SCTP")
 PORTS = {f"serve-{n}-{p.lower()}": (p, n) for n in (80, 81) for p in PROTOCOLS}
+NAME = "kubernetes.io/metadata.name"
+"""The API server keeps this label on every namespace, whatever else is written to it."""
 Object = dict[str, Any]
 
 
@@ -30,6 +32,15 @@ class World:
             self.pods[args[0]].update(args[1])
         elif kind == "label-namespace":
             self.namespaces[args[0]].update(args[1])
+        elif kind == "set-pod":
+            self.pods[args[0]] = dict(args[1])
+        elif kind == "delete-pod":
+            del self.pods[args[0]]
+        elif kind == "set-namespace":
+            self.namespaces[args[0]] = dict(args[1])
+        elif kind == "delete-namespace":
+            del self.namespaces[args[0]]
+            self.pods = {pod: labels for pod, labels in self.pods.items() if not matches(args[0], pod)}
         else:
             raise ValueError(f"no such step: {kind}")
 
@@ -37,7 +48,8 @@ class World:
         ends = {}
         for pod, labels in self.pods.items():
             space = pod.partition("/")[0]
-            ends[pod] = End(space, labels, self.namespaces[space], self.addresses[pod], PORTS)
+            above = {**self.namespaces[space], NAME: space}
+            ends[pod] = End(space, labels, above, self.addresses[pod], PORTS)
         return ends
 
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routes.fib import Fib
+from routes.prefixes import PrefixSet
 
 Network = IPv4Network | IPv6Network
 
@@ -51,6 +52,32 @@ def test_agrees_with_naive_longest_prefix_match(
     for address in [*(edge for network in entries for edge in edges(network)), *more]:
         assert fib.lookup(address) == naive_lookup(entries, address), address
     assert len(fib) == len(entries)
+
+
+@given(
+    before=st.dictionaries(networks(), st.integers(0, 3), max_size=16),
+    changes=st.lists(st.tuples(networks(), st.none() | st.integers(0, 3)), max_size=16),
+    at_once=st.booleans(),
+)
+def test_a_patched_table_is_the_compiled_one(
+    before: dict[Network, int], changes: list[tuple[Network, int | None]], at_once: bool
+) -> None:
+    """Byte for byte, whatever the path: few values, so that intervals merge and part all the time."""
+    entries, known, fib = dict(before), PrefixSet(before.items()), Fib(before.items())
+    for network, value in changes:
+        if value is None:
+            entries.pop(network, None)
+            known.remove(network)
+        else:
+            entries[network] = value
+            known.set(network, value)
+        if not at_once:
+            fib = fib.patched(known.window(network))
+            assert fib == Fib(entries.items())
+            assert len(fib) == len(entries)
+    for network, _ in changes:
+        fib = fib.patched(known.window(network))
+    assert fib == Fib(entries.items())
 
 
 @pytest.mark.parametrize(

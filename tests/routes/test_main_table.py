@@ -249,3 +249,43 @@ def test_peer_numbers_beyond_one_network_are_distinct() -> None:
     prefixes = {Peer(number).route(version).prefix for number in range(1002) for version in (4, 6)}
 
     assert len(prefixes) == 2 * 1002
+
+
+def unreachables() -> set[tuple[str, int]]:
+    """Ours in the kernel, with their metrics."""
+    routes = [route for f in (4, 6) for route in ip_json(f"-{f} route show type unreachable proto 112")]
+    return {(route["dst"], route["metric"]) for route in routes}
+
+
+def test_unreachable_prefixes_are_made_kept_and_swept_behind_a_bridges_route() -> None:
+    """A bridge with the subnet is no conflict: its route is preferred, whoever came first."""
+    reconciler = NamespaceReconciler()
+    ip("-6 route add unreachable 2001:db8:42:77::/64 proto 112 metric 1000000")
+    made = reconciler.reconcile(DesiredState(unreachables=OWN))
+    ip("link add cni1 type bridge")
+    ip("link set cni1 up")
+    ip("addr add 10.244.1.1/24 dev cni1")
+    ip("addr add 2001:db8:42:1::1/64 dev cni1 nodad")
+    beside = reconciler.reconcile(DesiredState(unreachables=OWN))
+    preferred = [ip_json(f"route get {address}")[0]["dev"] for address in ("10.244.1.9", "2001:db8:42:1::9")]
+    ip("link del cni1")
+    ip("route del unreachable 10.244.1.0/24")
+    restored = NamespaceReconciler().reconcile(DesiredState(unreachables=OWN))
+    kept = unreachables()
+    swept = reconciler.reconcile(DesiredState())
+
+    assert set(made.changes) == {"unreachable 2001:db8:42:77::/64 removed", *(f"unreachable {p} added" for p in OWN)}
+    assert (made.errors, beside.errors, restored.errors, swept.errors) == ((), (), (), ())
+    assert (beside.changes, preferred) == ((), ["cni1", "cni1"])
+    assert restored.changes == ("unreachable 10.244.1.0/24 added",)
+    assert kept == {(str(prefix), 1_000_000) for prefix in OWN}
+    assert unreachables() == set()
+
+
+def test_a_prefix_that_is_unreachable_and_a_blackhole_has_both_places() -> None:
+    reconciler = NamespaceReconciler()
+    result = reconciler.reconcile(DesiredState(blackholes=OWN, unreachables=OWN))
+    assert (result.errors, kernel_blackholes()) == ((), set(map(str, OWN)))
+    assert unreachables() == {(str(prefix), 1_000_000) for prefix in OWN}
+    result = reconciler.reconcile(DesiredState(unreachables=OWN))
+    assert (result.errors, kernel_blackholes(), len(unreachables())) == ((), set(), 2)

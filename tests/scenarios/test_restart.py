@@ -58,8 +58,9 @@ def files(lab: Lab) -> daemons.NodeFiles:
 
 
 def our_routes() -> list[str]:
-    """Routes of the daemon's protocol or device."""
+    """Routes of the daemon's protocol or device; that the rest of its subnet is unreachable stays true without it."""
     routes = [*inside.ip_json(NODE, "-4", "route", "show"), *inside.ip_json(NODE, "-6", "route", "show")]
+    routes = [route for route in routes if route.get("type") != "unreachable"]
     return [route["dst"] for route in routes if str(route.get("protocol")) == "112" or route.get("dev") == DEVICE]
 
 

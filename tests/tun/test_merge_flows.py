@@ -265,7 +265,7 @@ def orders(frames: list[bytes]) -> dict[tuple[bytes, bytes], list[bytes]]:
 
 
 @given(EVENTS, st.sampled_from([ALL, ALL, ALL, FEATURE_CSUM | FEATURE_TSO, FEATURE_CSUM, 0]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_merge_then_split_gives_every_flow_back(
     events: list[tuple[int, int, dict[str, object]]], features: int
 ) -> None:
@@ -281,7 +281,7 @@ def test_merge_then_split_gives_every_flow_back(
 
 
 @given(EVENTS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_bad_checksums_are_counted_once_each(events: list[tuple[int, int, dict[str, object]]]) -> None:
     packets = packets_of(events)
     bad = sum(p.check == "bad" and not (p.family == 4 and p.fragment & 0x3FFF) for p in packets)

@@ -26,8 +26,7 @@ DEFAULT_BRIDGE = "cni0"
 PORT_SECONDS = 2.5
 _NOT_HERE = "use the reference plugin `bridge` for it"
 UNSUPPORTED = {
-    "ipmasq": "have fabricd translate with --ip-masq",
-    "ipmasqbackend": "have fabricd translate with --ip-masq",
+    "ipmasqbackend": "leave it out: ours is nftables",
     "vlan": _NOT_HERE,
     "vlantrunk": _NOT_HERE,
     "preservedefaultvlan": _NOT_HERE,
@@ -52,7 +51,7 @@ class BridgeConf(NamedTuple):
 def parse(conf: Conf) -> BridgeConf:
     """The keys; by default a gateway for our own type, none for the reference plugin's. Raises CniError (2, 7)."""
     ours = conf.type != "bridge"
-    refuse(conf, {key: advice for key, advice in UNSUPPORTED.items() if not (ours and key == "ipmasq")})
+    refuse(conf, UNSUPPORTED)
     name = conf.text("bridge", DEFAULT_BRIDGE)
     if len(name.encode(errors="replace")) > 15 or name in (".", "..") or any(c in "/:%" or c.isspace() for c in name):
         raise CniError(INVALID_CONFIG, f"bridge is no name of an interface: {ascii(name)[:40]}")
@@ -171,6 +170,7 @@ def _ensure_address(netlink: Netlink, bridge: links.Link, wanted: AddressInterfa
             raise CniError(KERNEL_REFUSED, f"failed to set bridge addr: {text}", advice)
         addressing.delete_address(netlink, bridge, address)
     addressing.add_address(netlink, bridge, wanted)
+    common.answer_for_pods(netlink, bridge, wanted)
     # A bridge that somebody else made takes the MAC of a port, and another one when that goes: make it its own.
     links.set_mac(netlink, bridge, links.must_find(netlink, bridge.name).mac)
 

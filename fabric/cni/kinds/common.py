@@ -84,13 +84,28 @@ def route_to_pod(netlink: Netlink, link: links.Link, ips: Iterable[AddressInterf
 
     A pod in such a bridge asks for the address by ARP or neighbour solicitation: the host answers and forwards.
     """
-    known = addressing.addresses(netlink)
+    ips = tuple(ips)
     for ip in ips:
         addressing.replace_host_route(netlink, link, ip.ip)
+    known = addressing.addresses(netlink)  # after the routes: a bridge that comes now sees these (`answer_for_pods`)
+    for ip in ips:
         for index in _covering(known, ip.ip, link.ifindex):
-            addressing.add_proxy(netlink, index, ip.ip)
-            # Without it the kernel lets the asker wait for up to 0.8 s (net/ipv4/neighbour.c, proxy_delay).
-            addressing.set_sysctls([*_proxy_settings(index, ip.version)])
+            _answer_for(netlink, index, ip.ip)
+
+
+def answer_for_pods(netlink: Netlink, bridge: links.Link, gateway: AddressInterface) -> None:
+    """Have a bridge that has just got this address answer for the pods in its subnet that came before it."""
+    for route in addressing.routes(netlink):
+        if route.ours and route.ifindex != bridge.ifindex and route.dst.version == gateway.version:
+            pod = route.dst.network_address
+            if pod in gateway.network:
+                _answer_for(netlink, bridge.ifindex, pod)
+
+
+def _answer_for(netlink: Netlink, index: int, address: Address) -> None:
+    addressing.add_proxy(netlink, index, address)
+    # Without it the kernel lets the asker wait for up to 0.8 s (net/ipv4/neighbour.c, proxy_delay).
+    addressing.set_sysctls([*_proxy_settings(index, address.version)])
 
 
 def routed_by(netlink: Netlink, ifindex: int) -> list[AddressInterface]:

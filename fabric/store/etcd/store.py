@@ -7,9 +7,9 @@ import logging
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, suppress
-from time import time
 from typing import Any
 
+from fabric.clock import steady
 from fabric.errors import ConflictError, StoreUnavailableError
 from fabric.store.base import Entry, Snapshot, Store, WatchItem
 from fabric.store.etcd import messages
@@ -25,9 +25,9 @@ REVOKE_SECONDS = 2.0
 
 
 class EtcdStore:
-    """See `fabric.store.base.Store`. `clock` gives Unix time in seconds."""
+    """See `fabric.store.base.Store`. `clock` gives Unix time in seconds and never jumps."""
 
-    def __init__(self, settings: EtcdSettings, clock: Callable[[], float] = time) -> None:
+    def __init__(self, settings: EtcdSettings, clock: Callable[[], float] = steady) -> None:
         self._settings = settings
         self._clock = clock
         self._closed = asyncio.Event()

@@ -14,6 +14,7 @@ import logging
 import random
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
+from time import monotonic
 from typing import Any
 
 from fabric.errors import NotConnectedError, StoreUnavailableError
@@ -31,6 +32,9 @@ PAGE = 5000
 BATCH = 1000
 UNKNOWN = 2  # gRPC status
 BACKOFF = (0.1, 5.0)
+LONG = 600.0
+SPREAD = 10.0
+"""After an outage of more than `LONG` seconds a new list waits up to `SPREAD`: all nodes find etcd back at once."""
 BACKOFF_NOT_CONNECTED = 1.0  # a refused connection costs nobody anything, and the store's return is noticed soon
 
 
@@ -105,6 +109,8 @@ class Follower:
         self._closed = closed
         self._content: Content | None = None
         self._delay = BACKOFF[0]
+        self._lost_at: float | None = None  # when etcd went away
+        self._known = False  # there was a list before
 
     async def items(self) -> AsyncGenerator[WatchItem, None]:
         """The content now and after every change, until the store is closed."""
@@ -113,11 +119,12 @@ class Follower:
             try:
                 async with aclosing(self._snapshots()) as snapshots:
                     async for snapshot in snapshots:
-                        down = False
+                        down, self._lost_at, self._known = False, None, True
                         yield snapshot
             except StoreUnavailableError as error:
                 if self._closed.is_set():
                     return
+                self._lost_at = self._lost_at or monotonic()
                 if not down:
                     down = True
                     yield Unavailable(str(error))
@@ -126,8 +133,11 @@ class Follower:
     async def _pause(self, limit: float) -> None:
         wait = min(self._delay, limit) * random.uniform(0.5, 1.0)
         self._delay = min(self._delay * 2, limit)
+        await self._wait(wait)
+
+    async def _wait(self, seconds: float) -> None:
         with suppress(TimeoutError):
-            async with asyncio.timeout(wait):
+            async with asyncio.timeout(seconds):
                 await self._closed.wait()
 
     async def _snapshots(self) -> AsyncGenerator[Snapshot, None]:
@@ -157,6 +167,8 @@ class Follower:
             ends = self._reader.ends
             content.retime(await ends.learn(content.leases()), ends.of)
         else:
+            if self._known and self._lost_at is not None and monotonic() > self._lost_at + LONG:
+                await self._wait(random.uniform(0.0, SPREAD))
             content = self._content = await self._reader.read(self._prefix)
         return content
 

@@ -11,7 +11,8 @@ import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 from urllib.parse import quote, urlencode
 
 from fabric.errors import ConflictError, StoreError, StoreUnavailableError
@@ -41,25 +42,58 @@ class ExpiredError(StoreError):
     """410: the resource version, or the rest of a list, is not to be had any more."""
 
 
+class ForbiddenError(ApiUnavailableError):
+    """403: our role does not have this right, now."""
+
+
 class NotFoundError(StoreError):
     """404: there is no such object."""
+
+
+class Kind(Protocol):
+    """What is listed and watched: where, and what is made of it. Both methods raise DecodeError."""
+
+    @property
+    def path(self) -> str:
+        """Below the API's address."""
+
+    def decode_list(self, data: bytes | bytearray) -> Page[Any]:
+        """A page of the list."""
+
+    def decode_event(self, line: bytes | bytearray) -> Event[Any] | Failure:
+        """A line of the watch."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeKind:
+    """Nodes with flannel's annotations under `names`: a `Kind`."""
+
+    names: Names
+    path: str = NODES
+
+    def decode_list(self, data: bytes | bytearray) -> Page[Node]:
+        return nodes.decode_list(data, self.names)
+
+    def decode_event(self, line: bytes | bytearray) -> Event[Node] | Failure:
+        return nodes.decode_event(line, self.names)
 
 
 class Session:
     """Requests one after the other over one connection, made by `Api.session`."""
 
-    def __init__(self, api: Api, connection: Connection) -> None:
+    def __init__(self, api: Api, connection: Connection, kind: Kind) -> None:
         self._api = api
         self._connection = connection
+        self._kind = kind
 
-    async def page(self, more: str, limit: int) -> Page:
-        """The first nodes (`limit` 0: all of them), or those behind the token `more`."""
+    async def page(self, more: str, limit: int) -> Page[Any]:
+        """The first objects (`limit` 0: all of them), or those behind the token `more`."""
         query = ({"limit": str(limit)} if limit else {}) | ({"continue": more} if more else {})
         seconds = ANSWER_SECONDS if limit == 1 else LIST_SECONDS
-        body = await self.exchange("GET", _target(NODES, query), seconds)
-        return nodes.decode_list(body, self._api.names)
+        body = await self.exchange("GET", _target(self._kind.path, query), seconds)
+        return self._kind.decode_list(body)
 
-    async def watch(self, version: str, seconds: int, silence: float) -> AsyncGenerator[Event, None]:
+    async def watch(self, version: str, seconds: int, silence: float) -> AsyncGenerator[Event[Any], None]:
         """Start to watch: events after `version` until the server ends it, at the latest after `seconds`.
 
         This and the iteration raise ExpiredError, StoreUnavailableError, and TimeoutError after `silence` seconds
@@ -70,17 +104,17 @@ class Session:
             "allowWatchBookmarks": "true",
             "timeoutSeconds": str(seconds),
         }
-        head = await self._ask("GET", _target(NODES, query), b"", silence, patient=True)
+        head = await self._ask("GET", _target(self._kind.path, query), b"", silence, patient=True)
         if head.status != 200:
-            raise await self._failed(head, f"watch {NODES}")
+            raise await self._failed(head, f"watch {self._kind.path}")
         return self._events(silence)
 
-    async def _events(self, silence: float) -> AsyncGenerator[Event, None]:
+    async def _events(self, silence: float) -> AsyncGenerator[Event[Any], None]:
         async with contextlib.aclosing(self._connection.chunks(silence)) as chunks:
             async for line in _lines(chunks):
-                found = nodes.decode_event(line, self._api.names)
+                found = self._kind.decode_event(line)
                 if isinstance(found, Failure):
-                    raise self._api.error(found.code or 500, found, f"watch {NODES}")
+                    raise self._api.error(found.code or 500, found, f"watch {self._kind.path}")
                 yield found
 
     async def exchange(self, method: str, target: str, seconds: float, body: bytes = b"") -> bytearray:
@@ -112,11 +146,12 @@ class Api:
         self.names = names
 
     @asynccontextmanager
-    async def session(self) -> AsyncIterator[Session]:
-        """A connection for several requests; anything undecodable in it is a StoreUnavailableError."""
+    async def session(self, kind: Kind | None = None) -> AsyncIterator[Session]:
+        """A connection for several requests about `kind` (default: Nodes); anything undecodable in it is a
+        StoreUnavailableError."""
         connection = await Connection.connect(self.access.endpoint, self.access.context())
         try:
-            yield Session(self, connection)
+            yield Session(self, connection, kind or NodeKind(self.names))
         except DecodeError as error:
             raise StoreUnavailableError(f"Kubernetes API {self.access.endpoint}: unexpected answer: {error}") from None
         finally:
@@ -154,7 +189,7 @@ class Api:
         if status == 401:
             return ApiUnavailableError(f"{where}: our credentials are refused (401): renew the token or certificate")
         if status == 403:
-            return ApiUnavailableError(f"{where}: not allowed{said}: apply docs/kubernetes/rbac.yaml")
+            return ForbiddenError(f"{where}: not allowed{said}: apply docs/kubernetes/rbac.yaml")
         if status == 429 or status >= 500:
             return ApiUnavailableError(f"{where}: answers {status} {found.reason}{said}".rstrip(), found.retry_after)
         return StoreError(f"{where}: answers {status} {found.reason}{said}")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -19,6 +19,7 @@ from fabric import jsonsafe, leases
 from fabric.store.base import Entry
 from fabric.store.kube.annotate import MANAGED, MAX_DATA_BYTES, Names
 
+Item = TypeVar("Item")
 UNKNOWN_AGE = 1 << 61  # younger than any Node with a creationTimestamp
 MAX_DIGITS = 20
 
@@ -46,18 +47,20 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
-    """A part of a list. `more` is the token for the next part, empty at the end; `bad` are items without use."""
+class Page(Generic[Item]):
+    """A part of a list, of Nodes or others. `more` is the token for the next part, empty at the end; `bad` are items
+    without use."""
 
     version: str
     more: str
-    nodes: tuple[Node, ...]
+    nodes: tuple[Item, ...]
     bad: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
-    """A watch event: `kind` is ADDED, MODIFIED, DELETED or BOOKMARK; `version` the object's resourceVersion.
+class Event(Generic[Item]):
+    """A watch event, of a Node or another object: `kind` is ADDED, MODIFIED, DELETED or BOOKMARK; `version` the
+    object's resourceVersion.
 
     `node` is None for a bookmark, and for an object that cannot be used: `problem` then says why, `name` whose it is.
     """
@@ -65,7 +68,7 @@ class Event:
     kind: str
     version: str
     name: str = ""
-    node: Node | None = None
+    node: Item | None = None
     problem: str = ""
 
 
@@ -145,19 +148,35 @@ def number(version: str) -> int:
     return int(version) if version.isascii() and version.isdigit() and len(version) <= MAX_DIGITS else 0
 
 
-def decode_list(data: bytes | bytearray, names: Names) -> Page:
-    """A page of a NodeList. Raises DecodeError when it is no list; items that are bad are put aside."""
-    found = _decode(_LIST, data)
+def split_list(data: bytes | bytearray) -> tuple[str, str, list[msgspec.Raw]]:
+    """A page of any list: its version, the token for the rest, and the items. Raises DecodeError."""
+    found = decode(_LIST, data)
     if not found.metadata.resourceVersion:
         raise DecodeError("the list has no resourceVersion")
+    return found.metadata.resourceVersion, found.metadata.more or "", list(found.items or ())
+
+
+def split_event(line: bytes | bytearray) -> tuple[str, msgspec.Raw] | Failure:
+    """One line of any watch: what happened to which object. Raises DecodeError when it is no event."""
+    found = decode(_EVENT, line)
+    if found.type == "ERROR":
+        return decode_status(found.object)
+    if found.type not in ("ADDED", "MODIFIED", "DELETED", "BOOKMARK"):
+        raise DecodeError(f"unknown watch event {found.type[:40]!r}")
+    return found.type, found.object
+
+
+def decode_list(data: bytes | bytearray, names: Names) -> Page[Node]:
+    """A page of a NodeList. Raises DecodeError when it is no list; items that are bad are put aside."""
+    version, more, items = split_list(data)
     nodes: list[Node] = []
     bad: list[tuple[str, str]] = []
-    for item in found.items or ():
+    for item in items:
         try:
             nodes.append(_node(item, names))
         except (DecodeError, NodeError) as error:
             bad.append((_name(item), str(error)))
-    return Page(found.metadata.resourceVersion, found.metadata.more or "", tuple(nodes), tuple(bad))
+    return Page(version, more, tuple(nodes), tuple(bad))
 
 
 def decode_node(data: bytes | bytearray, names: Names) -> Node:
@@ -168,27 +187,25 @@ def decode_node(data: bytes | bytearray, names: Names) -> Node:
         raise DecodeError(str(error)) from None
 
 
-def decode_event(line: bytes | bytearray, names: Names) -> Event | Failure:
+def decode_event(line: bytes | bytearray, names: Names) -> Event[Node] | Failure:
     """One line of a watch. Raises DecodeError when it is no event."""
-    found = _decode(_EVENT, line)
-    if found.type == "ERROR":
-        return decode_status(found.object)
-    if found.type not in ("ADDED", "MODIFIED", "DELETED", "BOOKMARK"):
-        raise DecodeError(f"unknown watch event {found.type[:40]!r}")
-    if found.type == "BOOKMARK":
-        return Event("BOOKMARK", _decode(_NAMED, found.object).metadata.resourceVersion)
+    found = split_event(line)
+    if isinstance(found, Failure):
+        return found
+    kind, item = found
+    if kind == "BOOKMARK":
+        return Event("BOOKMARK", version_of(item))
     try:
-        node = _node(found.object, names)
+        node = _node(item, names)
     except (DecodeError, NodeError) as error:
-        version = _version(found.object)
-        return Event(found.type, version, _name(found.object), None, str(error))
-    return Event(found.type, str(node.version or _version(found.object)), node.name, node)
+        return Event(kind, _version(item), _name(item), None, str(error))
+    return Event(kind, str(node.version or _version(item)), node.name, node)
 
 
 def decode_status(data: bytes | bytearray | msgspec.Raw) -> Failure:
     """A Status object; never raises, since what is wrong with it matters less than what it is about."""
     try:
-        found = _decode(_STATUS, data)
+        found = decode(_STATUS, data)
     except DecodeError:
         return Failure(0, "", "")
     details = found.details
@@ -198,7 +215,7 @@ def decode_status(data: bytes | bytearray | msgspec.Raw) -> Failure:
 
 def decode_pod_node(data: bytes | bytearray) -> str:
     """The name of the node on which a Pod runs, empty when it has none yet. Raises DecodeError."""
-    spec = _decode(_OBJECT, data).spec
+    spec = decode(_OBJECT, data).spec
     return (spec.nodeName or "") if spec else ""
 
 
@@ -267,7 +284,7 @@ def _value(node: Node, names: Names) -> bytes:
 
 
 def _node(data: bytes | bytearray | msgspec.Raw, names: Names) -> Node:
-    found = _decode(_OBJECT, data)
+    found = decode(_OBJECT, data)
     meta, spec = found.metadata, found.spec
     if not meta.name:
         raise NodeError("a Node without a name")
@@ -286,19 +303,25 @@ def _age(text: str | None) -> int:
 
 def _name(data: msgspec.Raw) -> str:
     try:
-        return str(_decode(_NAMED, data).metadata.name)
+        return str(decode(_NAMED, data).metadata.name)
     except DecodeError:
         return ""
+
+
+def version_of(data: msgspec.Raw) -> str:
+    """An object's resourceVersion. Raises DecodeError."""
+    return str(decode(_NAMED, data).metadata.resourceVersion)
 
 
 def _version(data: msgspec.Raw) -> str:
     try:
-        return str(_decode(_NAMED, data).metadata.resourceVersion)
+        return version_of(data)
     except DecodeError:
         return ""
 
 
-def _decode(decoder: Any, data: bytes | bytearray | msgspec.Raw) -> Any:
+def decode(decoder: Any, data: bytes | bytearray | msgspec.Raw) -> Any:
+    """What a msgspec decoder makes of `data`. Raises DecodeError."""
     try:
         return decoder.decode(data)
     except msgspec.MsgspecError as error:

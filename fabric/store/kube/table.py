@@ -58,7 +58,7 @@ class NodeTable:
         new = (row for name, row in self._rows.items() if row is not before.get(name))
         return any(map(self._matters, new)) or self._lost_role(before)
 
-    def apply(self, event: Event) -> bool:
+    def apply(self, event: Event[Node]) -> bool:
         """Take one event over; whether anything that matters is different now."""
         version = nodes.number(event.version)
         old = self._rows.get(event.name)

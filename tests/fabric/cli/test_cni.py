@@ -1,4 +1,4 @@
-"""fabricctl cni install: links and a network, written once, never over somebody else's file."""
+"""fabricctl cni install: launchers and a network, written once, never over somebody else's file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fabric.cli.main import main
-from fabric.cni import kinds
+from fabric.cni import kinds, launcher
 from fabric.cni.config import load
 
 PROGRAM = Path(sys.executable).with_name("fabric-cni")
@@ -29,10 +29,11 @@ def written(tmp_path: Path) -> dict[str, Any]:
     return content
 
 
-def test_a_link_and_a_network(tmp_path: Path) -> None:
+def test_a_launcher_and_a_network(tmp_path: Path) -> None:
     result = install(tmp_path)
     assert result.exit_code == 0, result.output
-    assert (tmp_path / "bin" / "fabric-cni").readlink() == PROGRAM
+    program = tmp_path / "bin" / "fabric-cni"
+    assert (program.read_text(), program.stat().st_mode & 0o777) == (launcher.here(), 0o755)
     assert written(tmp_path) == {
         "cniVersion": "1.0.0",
         "cniVersions": ["0.3.1", "0.4.0", "1.0.0", "1.1.0"],
@@ -75,13 +76,24 @@ def test_files_of_others_are_replaced_only_by_force(tmp_path: Path) -> None:
     assert (tmp_path / "bin" / "flannel").read_text() == "theirs"
     assert (tmp_path / "net.d" / "10-fabric.conflist").read_text() == "{}"
     assert install(tmp_path, "--flannel", "--force").exit_code == 0
-    assert (tmp_path / "bin" / "flannel").readlink() == PROGRAM
+    assert (tmp_path / "bin" / "flannel").read_text() == launcher.here()
     assert written(tmp_path)["name"] == "cbr0"
 
 
 def test_a_link_of_an_older_installation_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "fabric-cni").symlink_to("/nowhere/fabric-cni")
+    program = tmp_path / "bin" / "fabric-cni"
+    program.symlink_to("/nowhere/fabric-cni")
+    assert install(tmp_path).exit_code == 0
+    assert (program.is_symlink(), program.read_text()) == (False, launcher.here())
+    program.write_text(launcher.text("/nowhere/python", ()))
+    assert install(tmp_path).exit_code == 0
+    assert program.read_text() == launcher.here()
+
+
+def test_a_link_where_the_kernel_would_run_no_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert launcher.text("/srv/my programs/python", ()) == launcher.text("/" + "x" * 127, ()) == ""
+    monkeypatch.setattr(launcher, "here", lambda: "")
     assert install(tmp_path).exit_code == 0
     assert (tmp_path / "bin" / "fabric-cni").readlink() == PROGRAM
 
@@ -94,9 +106,22 @@ def test_refusals(tmp_path: Path) -> None:
     assert (result.exit_code, result.output.count("\n")) == (1, 2)
 
 
-def test_the_linked_program_answers(tmp_path: Path) -> None:
+def answer(program: Path, command: str) -> tuple[int, Any]:
+    done = subprocess.run([program], input=b"{}", capture_output=True, check=False, env={"CNI_COMMAND": command})
+    return done.returncode, json.loads(done.stdout)
+
+
+def test_the_installed_program_answers(tmp_path: Path) -> None:
     assert install(tmp_path).exit_code == 0
-    done = subprocess.run(
-        [tmp_path / "bin" / "fabric-cni"], input=b"{}", capture_output=True, check=True, env={"CNI_COMMAND": "VERSION"}
-    )
-    assert "1.1.0" in json.loads(done.stdout)["supportedVersions"]
+    program = tmp_path / "bin" / "fabric-cni"
+    status, found = answer(program, "VERSION")
+    assert (status, "1.1.0" in found["supportedVersions"]) == (0, True)
+    status, found = answer(program, "PAUSE")
+    assert (status, found["code"]) == (1, 4)
+
+
+def test_a_launcher_whose_packages_are_elsewhere_now_starts_the_console_script(tmp_path: Path) -> None:
+    program = tmp_path / "fabric-cni"
+    program.write_text(launcher.text(sys.executable, (str(tmp_path / "nowhere"),)))
+    program.chmod(0o755)
+    assert answer(program, "VERSION")[0] == 0

@@ -22,6 +22,7 @@ ANSWERS: dict[str, object] = {
         "health": {"ready": True, "endpoint": "0.0.0.0:8081", "problems": ["task lease is not running"]},
         "peers": {"used": 1, "quarantined": 1}, "kernel": {"problems": ["route 10.244.9.0/24: no"]},
         "firewall": {"masquerade": True, "forward_rules": True, "problems": ["firewall: nftables: no"]},
+        "policy": {"sources": ["directory /p"], "snapshot": 3, "objects": 7, "problems": ["web.yaml: cannot be read"]},
         "tasks": {"watch": True, "lease": False},
         "dataplane": {"offloads": {"udp-gso": True}, "ports": [{"name": "node"}]},
     },
@@ -35,7 +36,7 @@ ANSWERS: dict[str, object] = {
     ],
     "peers": [
         {"key": "10.244.2.0-24", "state": "used", "reason": "", "way": "direct route", "subnets": ["10.244.2.0/24"],
-         "public": ["192.0.2.2"], "backend": "vxlan", "macs": ["02:00:00:00:00:02"], "expires": None},
+         "node": "n2", "public": ["192.0.2.2"], "backend": "vxlan", "macs": ["02:00:00:00:00:02"], "expires": None},
         {"key": "10.244.3.0-24", "state": "quarantined", "reason": "192.0.2.3 is not on link", "way": "",
          "subnets": ["10.244.3.0/24"], "public": ["192.0.2.3"], "backend": "host-gw", "macs": [], "expires": None},
         {"key": "[red]x\x1b[2J", "state": "malformed", "reason": "[bold]no", "way": "", "subnets": [], "public": []},
@@ -45,13 +46,38 @@ ANSWERS: dict[str, object] = {
     "endpoint.list": [
         {"name": "cni/podnet/c1/eth0", "kind": "tun", "netns": "/run/netns/a", "ifname": "eth0", "mac": "",
          "addresses": ["10.244.1.5"], "mtu": 1450, "labels": {}, "since": 5.0, "problem": "",
+         "traffic": {"frames_from": 4321, "bytes_from": 5_000_000, "frames_to": 7, "bytes_to": 900, "drops": 12},
          "pod": {"namespace": "shop", "name": "web-1", "uid": "", "container_id": "c1"}},
         {"name": "p2", "kind": "tun", "netns": "/run/netns/b", "ifname": "eth0", "mac": "", "addresses": [], "mtu": 0,
-         "labels": {}, "since": 5.0, "problem": "port p2: held by another process",
+         "labels": {}, "since": 5.0, "problem": "port p2: held by another process", "traffic": None,
          "pod": {"namespace": "", "name": "", "uid": "", "container_id": "c2"}},
     ],
-    "counters": {"egress_packets": 1234567, "drop_no_route": 0},
+    "counters": {"egress_packets": 1234567, "drop_no_route": 0, "flows": 5},
 }  # fmt: skip
+
+
+def flow(number: int, **changes: object) -> dict[str, object]:
+    """A connection of a pod of this node to one behind n2."""
+    return {
+        "protocol": 6, "source": "10.244.1.5", "sport": 40000 + number, "destination": "10.244.2.7", "dport": 80,
+        "state": "established", "entry": "cni/podnet/c1/eth0", "reply_entry": "underlay", "account": None, "idle": 3,
+        "expires_in": 432000, "allowed": True, "egress_rule": None, "ingress_rule": None, **changes,
+    }  # fmt: skip
+
+
+FLOWS = [
+    flow(0), flow(1, protocol=17, state="replied"), flow(2, destination="10.244.3.7"),
+    flow(3, source="10.244.2.9", destination="10.244.1.6"), flow(4, protocol=47, sport=0, dport=0, allowed=False),
+]  # fmt: skip
+
+
+def page(params: dict[str, int]) -> dict[str, object]:
+    """Two connections at a time."""
+    start = params["cursor"]
+    return {"flows": FLOWS[start : start + 2], "next": start + 2 if start + 2 < len(FLOWS) else None}
+
+
+ANSWERS["flows"] = page
 
 
 def serve(listener: socket.socket, raw: bytes | None) -> None:
@@ -61,9 +87,13 @@ def serve(listener: socket.socket, raw: bytes | None) -> None:
         except OSError:
             return
         with client, client.makefile("rb") as lines:
-            method = json.loads(lines.readline())["method"]
-            answer = json.dumps({"result": ANSWERS[method]}).encode() + b"\n" if raw is None else raw
-            client.sendall(answer)
+            for line in lines:
+                request = json.loads(line)
+                known = ANSWERS[request["method"]]
+                result = known(request["params"]) if callable(known) else known
+                client.sendall(json.dumps({"result": result}).encode() + b"\n" if raw is None else raw)
+                if raw is not None:
+                    break
 
 
 @pytest.fixture
@@ -94,11 +124,13 @@ def test_json_is_the_daemons_answer(run_dir: Path, command: str) -> None:
     [
         (("status",), ["vxlan, VNI 1, UDP port 8472", "sqlite, sqlite:///f.db: unavailable: is locked", "udp-gso on",
                        "1 quarantined", "masquerading and forwarding", "ready, asked at 0.0.0.0:8081",
-                       "task lease is not running", "route 10.244.9.0/24: no", "firewall: nftables: no"], []),
+                       "task lease is not running", "route 10.244.9.0/24: no", "firewall: nftables: no",
+                       "7 objects of directory /p, snapshot 3", "web.yaml: cannot be read"], []),
         (("leases",), ["* ", "10.244.1.0/24", "never", "n2", "in 1:01:01", "own"], []),
         (("peers",), ["10.244.2.0/24", "02:00:00:00:00:02", "direct route", "used", "[red]x", "malformed: [bold]no",
                       "quarantined: 192.0.2.3 is not on link"], ["\x1b"]),
-        (("pods",), ["NAMESPACE", "shop", "web-1", "10.244.1.5", "cni/podnet/c1/eth0", "tun", "c2", "held by"], []),
+        (("pods",), ["NAMESPACE", "shop", "web-1", "10.244.1.5", "cni/podnet/c1/eth0", "tun", "c2", "held by",
+                     "5.0 MB (4,321)", "900 bytes (7)", "12"], []),
         (("routes",), ["10.244.2.0/24", "flannel.1", "192.0.2.2"], []),
         (("counters",), ["1,234,567"], ["drop_no_route"]),
         (("counters", "--all"), ["1,234,567", "drop_no_route"], []),
@@ -137,5 +169,5 @@ def test_a_bad_answer_is_one_line(run_dir: Path) -> None:
 def test_help_names_every_command() -> None:
     result = run("--help")
     assert result.exit_code == 0
-    for command in ("adopt", "status", "leases", "peers", "routes", "counters", "lab"):
+    for command in ("adopt", "completion", "counters", "flows", "lab", "leases", "peers", "routes", "status", "top"):
         assert f"  {command}" in result.stdout

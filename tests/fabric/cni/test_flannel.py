@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import stat
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.fabric.cni.host import GC_KEY, SUBNET_ENV, Host, PodNamespace, with_result
+from tests.fabric.cni.test_hostside import NODE, OUTSIDE, elements, seen
 from tests.fabric.daemon.nodes import ip
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("nothing_left")]
@@ -29,7 +33,7 @@ def delete(host: Host, pod: PodNamespace, **changes: Any) -> None:
 
 
 def no_masquerading(host: Host, directory: Path) -> dict[str, str]:
-    """A subnet.env that leaves masquerading to the delegate, which ours does not do: bridge is executed."""
+    """A subnet.env that leaves masquerading to the delegate."""
     path = directory / "subnet.env"
     path.write_text(SUBNET_ENV.replace("IPMASQ=true", "IPMASQ=false"))
     return {"subnetFile": str(path)}
@@ -55,22 +59,63 @@ def test_the_delegate_bridge_is_done_by_ourselves(host: Host) -> None:
     delete(host, pod)
 
 
-def test_without_masquerading_by_the_daemon_the_real_bridge_is_executed(host: Host, tmp_path: Path) -> None:
+def test_a_delegate_that_masquerades_is_done_by_ourselves(host: Host, tmp_path: Path) -> None:
+    """FLANNEL_IPMASQ=false: no reference plugin is needed for it, and another node's pods see the pod itself."""
     pod, changes = host.pod(), no_masquerading(host, tmp_path)
     conf = host.flannel_conf(cniVersion="1.0.0", **changes)
-    result = host.call("ADD", conf, pod).must()
-    assert result["cniVersion"] == "1.0.0"
-    assert pod.pings("10.244.1.1")
-    assert json.loads(saved(host, pod).read_text())["ipMasq"] is True
-    document = json.loads(saved(host, pod).read_text())
-    theirs = host.execute("bridge", host.environment("CHECK", pod), with_result(document, result))
-    ours = host.call("CHECK", with_result(conf, result), pod)
-    assert (ours.status, ours.code) == (theirs.status, theirs.code), "Debian's bridge 1.1.1 refuses its own routes"
+    result = host.call("ADD", conf, pod, CNI_PATH="/nowhere").must()
+    target = PodNamespace("", host.outside)
+    own = {version: ip["address"].partition("/")[0] for version, ip in zip((4, 6), result["ips"], strict=True)}
+    elsewhere = {4: "10.244.9.9", 6: "2001:db8:42:9::9"}
+    for version in (4, 6):
+        assert seen(target, pod.netns, OUTSIDE[version], 80) == NODE[version]
+        with another_nodes_pod(host, elsewhere[version]):
+            assert seen(target, pod.netns, elsewhere[version], 80) == own[version]
+    assert {name for name, _ in elements(host)} == {"masquerade4", "masquerade6"}
+    assert host.call("CHECK", with_result(conf, result), pod).status == 0
     delete(host, pod, **changes)
-    missing = host.call("ADD", conf, pod, CNI_PATH="/nowhere")
-    assert missing.code == 7
-    assert "--ip-masq" in missing.text
-    assert not saved(host, pod).exists()
+    assert elements(host) == []
+    host.call("ADD", conf, pod).must()
+    saved(host, pod).unlink()
+    delete(host, pod, **changes)
+    assert elements(host) == [], "also by the names alone"
+
+
+@contextmanager
+def another_nodes_pod(host: Host, address: str) -> Iterator[None]:
+    """An address of the pod network behind the neighbour, with the way back to the pods here."""
+    version = 6 if ":" in address else 4
+    back = {4: "10.244.1.0/24", 6: "2001:db8:42:1::/64"}[version]
+    network = {4: "10.244.9.0/24", 6: "2001:db8:42:9::/64"}[version]
+    ip("-n", host.outside, "address", "add", address, "dev", "lo")
+    ip("-n", host.outside, "route", "add", back, "via", NODE[version])
+    ip("-n", host.netns, "route", "add", network, "via", OUTSIDE[version])
+    yield
+    ip("-n", host.netns, "route", "del", network)
+    ip("-n", host.outside, "route", "del", back)
+    ip("-n", host.outside, "address", "del", address, "dev", "lo")
+
+
+def test_a_pod_that_the_real_bridge_masquerades_is_deleted_by_it(host: Host, tmp_path: Path) -> None:
+    """Only it knows its rules."""
+    pod, changes = host.pod(), no_masquerading(host, tmp_path)
+    conf = host.flannel_conf(cniVersion="1.0.0", **changes)
+    host.call("ADD", conf, pod).must()
+    document = json.loads(saved(host, pod).read_text())
+    delete(host, pod, **changes)
+    theirs = {key: value for key, value in document.items() if key not in ("masqueradedBy", "subnetFile")}
+    host.execute("bridge", host.environment("ADD", pod), theirs).must()
+    saved(host, pod).write_text(json.dumps(theirs))
+    assert masquerading(host, pod)
+    assert host.call("DEL", conf, pod, CNI_PATH="/nowhere").status == 1
+    delete(host, pod, **changes)
+    assert not masquerading(host, pod)
+
+
+def masquerading(host: Host, pod: PodNamespace) -> bool:
+    """Whether the reference plugin has rules for the pod."""
+    command = ["ip", "netns", "exec", host.netns, "iptables-save", "-t", "nat"]
+    return pod.container_id in subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def test_any_other_delegate_is_executed_and_its_errors_come_through(host: Host) -> None:
@@ -123,13 +168,13 @@ def test_del_needs_no_subnet_env(host: Host, tmp_path: Path) -> None:
     delete(host, pod, subnetFile=str(tmp_path / "gone"))
 
 
-def test_a_file_stays_when_the_delegates_del_fails(host: Host, tmp_path: Path) -> None:
+def test_a_file_stays_when_the_delegates_del_fails(host: Host) -> None:
     """flannel's own plugin removes it, and the second DEL has nothing to go by."""
-    pod, changes = host.pod(), no_masquerading(host, tmp_path)
-    host.call("ADD", host.flannel_conf(**changes), pod).must()
-    assert host.call("DEL", host.flannel_conf(**changes), pod, CNI_PATH="/nowhere").status == 1
+    pod, delegate = host.pod(), {"type": "ptp"}
+    host.call("ADD", host.flannel_conf(delegate=delegate), pod).must()
+    assert host.call("DEL", host.flannel_conf(delegate=delegate), pod, CNI_PATH="/nowhere").status == 1
     assert saved(host, pod).exists()
-    delete(host, pod, **changes)
+    delete(host, pod, delegate=delegate)
 
 
 REFUSED: list[tuple[dict[str, Any], int, str]] = [

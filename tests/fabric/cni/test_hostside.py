@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from fabric.traffic.portmap import owner_name
-from tests.fabric.cni.host import GC_KEY, Host, PodNamespace, add, with_result
-from tests.fabric.daemon.nodes import ip
+from tests.fabric.cni.host import GC_KEY, DaemonHost, Host, PodNamespace, add, with_result
+from tests.fabric.daemon.nodes import ip, wait_for
 from tests.scenarios import inside
 
 pytestmark = pytest.mark.root
@@ -190,6 +190,32 @@ def test_loopback_stays_closed_to_the_outside(host: Host) -> None:
         assert listener.recv(10) == b"let in", "only the guard kept the first one out"
     host.call("DEL", host.conf(), pod).must()
     nft(host, "delete", "table", *TABLE)
+
+
+def test_localhost_leads_to_pods_behind_a_new_node_port(daemon_host: DaemonHost) -> None:
+    """A node port that somebody has deleted, and the one of a restarted daemon; without mappings it stays closed."""
+    host, pod, other = daemon_host, daemon_host.pod(), daemon_host.pod()
+    add(host, other, "tun")
+    device = host.node.ask("status")["device"]
+    setting = Path(f"/proc/sys/net/ipv4/conf/{device}/route_localnet")
+
+    def opened() -> str:
+        return str(inside.call(host.netns, lambda: setting.read_text() if setting.exists() else "")).strip()
+
+    def restart() -> None:
+        host.stop()
+        host.start()
+
+    for renew in (lambda: ip("-n", host.netns, "link", "del", device), restart):
+        mapped(host, "tun", pod, WEB)
+        assert seen(pod, host.netns, "127.0.0.1", 8080)
+        renew()
+        wait_for(lambda: opened() == "1", what="route_localnet of the new node port")
+        assert seen(pod, host.netns, "127.0.0.1", 8080)
+        host.call("DEL", host.conf("tun"), pod).must()
+    restart()
+    assert opened() == "0"
+    host.call("DEL", host.conf("tun"), other).must()
 
 
 def test_a_flow_of_udp_follows_the_port_to_its_next_pod(host: Host) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from collections.abc import Callable
 from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,31 @@ def test_after_a_reboot_its_records_go_and_others_stay(node: Node) -> None:
     assert reclaim.rebooted(node.data, NOW) == reclaim.Outcome(1)
     assert node.containers() == node.holders() == {"new", "unknown"}
     assert reclaim.rebooted(node.data, NOW) == reclaim.Outcome(0)
+
+
+def opened(work: Callable[[], object]) -> int:
+    """How many files are opened meanwhile."""
+    found = 0
+
+    def count(_frame: object, event: str, called: object) -> None:
+        nonlocal found
+        found += event == "c_call" and called is os.open
+
+    sys.setprofile(count)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return found
+
+
+def test_the_work_grows_with_their_number_and_not_with_its_square(node: Node) -> None:
+    """Each removed one by one, all reservations would be read for each: 250 of them kept a start for seconds."""
+    for number in range(reclaim.AT_ONCE + 1):
+        node.add(f"s{number}", BEFORE)
+    count = reclaim.AT_ONCE + 1
+    assert opened(lambda: reclaim.rebooted(node.data, NOW)) < 12 * count
+    assert node.holders() == node.containers() == set()
 
 
 def test_an_attachment_that_a_call_works_on_is_left_to_it(node: Node) -> None:

@@ -122,7 +122,9 @@ class TestNode:
         return [item["ifname"] for item in json.loads(ip("-j", "-n", self.netns, "link"))]
 
     def routes(self) -> list[str]:
-        return [item["dst"] for item in json.loads(ip("-j", "-n", self.netns, "route", "show", "proto", "112"))]
+        """Those of the daemon's that lead somewhere."""
+        found = json.loads(ip("-j", "-n", self.netns, "route", "show", "proto", "112"))
+        return [item["dst"] for item in found if item.get("type") != "unreachable"]
 
 
 def connect(left: TestNode, right: TestNode) -> None:

@@ -180,7 +180,7 @@ def test_a_peer_that_left_stays_known_to_the_data_path_until_its_route_is_gone(t
 
 def test_the_blackhole_route(tmp_path: Path) -> None:
     async def body(bench: Bench, store: MemoryStore, node: Node) -> None:
-        assert bench.reconciler.blackholes == {node.cluster.own_lease.subnet}
+        assert bench.reconciler.blackholes == bench.reconciler.unreachables == {node.cluster.own_lease.subnet}
 
     run(tmp_path, conf("vxlan"), body, "--ip-blackhole-route", devices=("flannel.1",))
 

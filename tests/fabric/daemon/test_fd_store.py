@@ -37,7 +37,7 @@ def heard(manager: socket.socket) -> tuple[list[str], int]:
 def given(monkeypatch: pytest.MonkeyPatch, names: str, pid: int | None = None) -> list[int]:
     """Descriptors in a row, as systemd hands them over, and the variables about them."""
     count = len(names.split(":"))
-    first = 200
+    first = 900  # above what a long test run holds
     for number in range(first, first + count):
         reader, writer = os.pipe()
         os.dup2(reader, number)

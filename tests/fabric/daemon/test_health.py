@@ -1,13 +1,16 @@
 """The health endpoint over real sockets: flanneld's answers, and clients that do not behave."""
 
 import asyncio
+import select
 import socket
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 
 import pytest
 
-from fabric.daemon import health
+from fabric.daemon import http
 from fabric.daemon.health import HealthServer
+from fabric.daemon.http import HttpServer, Reply
 from fabric.errors import StartError
 
 
@@ -87,7 +90,7 @@ def test_a_head_without_end_is_cut_off_and_others_are_served() -> None:
 
 
 def test_silent_clients_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "SECONDS", 0.05)
+    monkeypatch.setattr(http, "SECONDS", 0.05)
 
     async def body(port: int) -> None:
         assert await ask(port, b"GET /healthz") == b""
@@ -96,7 +99,7 @@ def test_silent_clients_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_more_clients_than_allowed_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "MAX_CLIENTS", 2)
+    monkeypatch.setattr(http, "MAX_CLIENTS", 2)
 
     async def body(port: int) -> None:
         idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
@@ -107,6 +110,23 @@ def test_more_clients_than_allowed_are_closed(monkeypatch: pytest.MonkeyPatch) -
             writer.close()
 
     with_server(body)
+
+
+def test_a_client_that_does_not_take_its_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "SECONDS", 0.1)
+    body = bytes(32 << 20)  # more than the kernel takes
+
+    async def whole() -> None:
+        server = HttpServer("--x", "127.0.0.1", port := free_port(), lambda path: Reply(HTTPStatus.OK, body))
+        await server.open()
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            ended = select.poll()
+            ended.register(client, 0)  # POLLHUP and POLLERR come unasked
+            assert await asyncio.to_thread(ended.poll, 10_000)
+        await server.close()
+
+    asyncio.run(whole())
 
 
 def test_a_port_that_is_held_refuses_the_start() -> None:

@@ -122,6 +122,8 @@ def test_a_connection_between_pods_outlives_the_daemon(
     assert (before[0]["ifindex"], before[0]["addr_info"]) == (after[0]["ifindex"], after[0]["addr_info"])
     assert names(node) == sorted(pod.netns for pod in pods)
     found = node.ask("port.list")[0]
+    assert found["traffic"] == node.ask("port.counters")[found["name"]]
+    assert min(found["traffic"][f"{what}_{way}"] for what in ("frames", "bytes") for way in ("from", "to")) > 0
     assert (found["pod"]["namespace"], found["labels"], found["problem"]) == ("shop", {"app": "web"}, "")
     assert node.pings(one.address), "the host's route to the pod is there again"
 

@@ -24,6 +24,7 @@ from typing import Self, TypeVar
 
 from encap.sockets import open_receive_socket, open_transmit_sockets
 from encap.vxlan import encapsulate
+from fabric.forward.enforcement import Enforcement
 from fabric.forward.flows import FlowTable
 from fabric.forward.snapshot import Snapshot
 from fabric.forward.worker import Worker
@@ -65,6 +66,7 @@ class HarnessPort(MemoryPort):
     """A memory port with what a snapshot reads from `fabric.forward.ports.WorkerPort`."""
 
     ethernet: tuple[bytes, bytes] | None = None
+    slot = 0
 
     def __init__(
         self, name: str, addresses: Sequence[str] = (), mtu: int = 1450, features: Features = Features.ALL
@@ -176,6 +178,7 @@ class Node:
     mtu: int = 1450
     second_format: str = ""
     flows: FlowTable | None = field(default_factory=lambda: FlowTable(1024))
+    enforcement: Enforcement | None = None
     ports: list[HarnessPort] = field(default_factory=list)
     ports_version: int = 1
     generation: int = 0
@@ -232,7 +235,8 @@ class Node:
         self.generation += 1
         tunnel_ports = {"vxlan": 1, "udp": 1, **self.tunnel_ports}
         snapshot = Snapshot(
-            self.generation, self.state(), self.ports, self.ports_version, tunnel_ports, self.strict, self.flows  # type: ignore[arg-type]
+            self.generation, self.state(), self.ports, self.ports_version, tunnel_ports, self.strict, self.flows,  # type: ignore[arg-type]
+            self.enforcement,
         )
         self.worker.swap(snapshot)
         for thread in self.threads:

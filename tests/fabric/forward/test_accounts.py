@@ -78,6 +78,32 @@ def test_an_error_that_cannot_be_told_is_no_drop(fabric: Fabric) -> None:
     assert a.drops() == {"port_queue_full": before, "no_route": 1}
 
 
+def test_each_port_has_its_own_counts(fabric: Fabric) -> None:
+    """Frames and bytes both ways, over the tunnel and on the node; what is refused counts for the pod it concerns."""
+    a, b = fabric.add_node(1), fabric.add_node(2)
+    pods = [a.add_pod(10), a.add_pod(11)]
+    for slot, pod in enumerate(pods, 1):
+        pod.slot = slot
+    fabric.publish()
+    out = udp4(address4(1, 10), address4(2, 6), bytes(100))
+    back = udp4(address4(2, 6), address4(1, 10), bytes(200))
+    local = udp4(address4(1, 10), address4(1, 11), bytes(300))
+    for _ in range(3):
+        pods[0].peer.inject(out)
+        b.host.take()
+    b.host.peer.inject(back)
+    pods[0].take()
+    pods[0].peer.inject(local)
+    pods[1].take()
+    pods[1].peer.inject(out)  # another's source
+    b.host.peer.inject(udp4(address4(2, 6), address4(1, 10), ttl=1))
+    wait_for(lambda: a.drops() == {"source_spoofed": 1, "ttl_expired": 1})
+    wait_for(lambda: a.worker.port_counts(1) == (4, 3 * len(out) + len(local), 1, len(back), 1))
+    wait_for(lambda: a.worker.port_counts(2) == (1, len(out), 1, len(local), 1))
+    assert a.worker.port_counts(0) == (0, 0, 0, 0, 0)
+    assert b.worker.port_counts(0)[0] == 2
+
+
 def test_packets_before_the_first_snapshot_are_unknown(fabric: Fabric) -> None:
     """A daemon that has no peers yet reads its socket empty and says what that was."""
     a, raw = fabric.add_node(1), fabric.add_raw_peer(3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -146,6 +147,9 @@ def test_pod_ports_come_and_go(namespace: Namespace, make_node: Make, workers: i
                 pod.inject(make(4, (2, i), (1, 5)))
                 (back,) = collect(near, 1)
                 assert back[8] == 63
+        counted = b.plane.port_counters()
+        assert set(counted) == {"node", "p10", "p11"}
+        assert all(counted[name]["frames_from"] >= 1 and counted[name]["bytes_to"] > 20 for name in ("p10", "p11"))
         with pytest.raises(DataplaneError, match="p10 exists already"):
             b.plane.add_port(replace(endpoint(pods, 12), name="p10"))
         b.plane.delete_port("p10")
@@ -153,8 +157,36 @@ def test_pod_ports_come_and_go(namespace: Namespace, make_node: Make, workers: i
         with pytest.raises(DataplaneError, match="no port p10"):
             b.plane.delete_port("p10")
         assert "eth11" in pods.command("ip", "-br", "link")
+        assert b.plane.port_counters()["p11"]["frames_to"] == counted["p11"]["frames_to"]
+        b.namespace.run(partial(b.plane.add_port, endpoint(pods, 13, address4(2, 13))))
+        assert b.plane.port_counters()["p13"]["bytes_to"] == 0, "nothing of the port that was counted there before"
         with pytest.raises(DataplaneError, match="p12"):
             b.plane.add_port(replace(endpoint(pods, 12, address4(2, 12)), netns="/run/netns/fabtest-not-there"))
+    finally:
+        pods.delete()
+
+
+def test_the_next_pod_with_an_address_inherits_no_flows(namespace: Namespace, make_node: Make) -> None:
+    pods = Namespace()
+    try:
+        a, b = make_node(1), make_node(2, flows=1024)
+        a.start(2)
+        b.start(1)
+        for number in (10, 11):
+            b.namespace.run(partial(b.plane.add_port, endpoint(pods, number, address4(2, number))))
+        with ExitStack() as stack:
+            near = tap_into(stack, namespace, "fab1")
+            inside = {number: tap_into(stack, pods, f"eth{number}") for number in (10, 11)}
+            for port, (number, pod) in itertools.product(range(3), inside.items()):
+                near.inject(udp4(address4(1, 5), address4(2, number), sport=4000 + port))
+                collect(pod, 1)
+            inside[11].inject(udp4(address4(2, 11), address4(2, 10)))
+            collect(inside[10], 1)
+        assert b.plane.counters()["flows"] == 7
+        b.plane.delete_port("p10")
+        counters = b.plane.counters()
+        assert (counters["flows"], counters["flow_forgotten"]) == (3, 4)
+        assert b.namespace.run(partial(b.plane.add_port, endpoint(pods, 12, address4(2, 10))))["name"] == "p12"
     finally:
         pods.delete()
 

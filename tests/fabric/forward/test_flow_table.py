@@ -23,6 +23,7 @@ from tests.fuzz.seeds import NullPort
 
 PODS = ["10.244.2.10", "10.244.2.11"]
 ALIEN = "10.244.3.10"
+PODS6, ALIEN6 = ["2001:db8:42:2::10", "2001:db8:42:2::11"], "2001:db8:42:3::10"
 NAMES = {NODE: "node", 1: "pod0", 2: "pod1", UNDERLAY: "underlay"}
 
 
@@ -51,6 +52,13 @@ def make(protocol: int, source: tuple[str, int], destination: tuple[str, int], f
     return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + rest
 
 
+def make6(protocol: int, source: tuple[str, int], destination: tuple[str, int]) -> bytes:
+    """A UDP datagram's headers over IPv6."""
+    ends = ip_address(source[0]).packed + ip_address(destination[0]).packed
+    rest = struct.pack("!HHHH", source[1], destination[1], 8, 0)
+    return struct.pack("!IHBB", 0x60000000, len(rest), protocol, 64) + ends + rest
+
+
 ENDS = st.tuples(st.sampled_from([*PODS, ALIEN]), st.sampled_from([1, 2]))
 FLAGS = st.sampled_from([SYN, SYN | ACK, ACK, FIN | ACK, RST])
 
@@ -65,7 +73,7 @@ def histories(draw: st.DrawFn) -> list[tuple[int, Seen | None]]:
         protocol = draw(st.sampled_from([6, 6, 6, 17, 1]))
         source, destination = draw(ENDS), draw(ENDS)
         if protocol == naive_flows.ICMP:
-            destination = (destination[0], source[1])
+            destination = (destination[0], source[1] + 1)
         if source == destination or draw(st.integers(0, 15)) == 0:
             found.append((now, None))
             continue
@@ -74,7 +82,7 @@ def histories(draw: st.DrawFn) -> list[tuple[int, Seen | None]]:
     return found
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(history=histories(), quota=st.integers(1, 9))
 def test_same_as_the_twin(history: list[tuple[int, Seen | None]], quota: int) -> None:
     table = FlowTable(8, quota)
@@ -182,6 +190,28 @@ def test_an_account_is_kept_and_given_away_when_its_port_is_gone() -> None:
     table.keep_accounts(["b"])
     assert table.account("c") == 1
     assert table.account("b") == 2
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_what_a_pod_leaves_is_forgotten_with_it(version: int) -> None:
+    """Its account's flows, also to Services; those of others with its address; nothing of its neighbour's."""
+    table = FlowTable(256)
+    probe = on(table)
+    make_one = make if version == 4 else make6
+    pods, alien = (PODS, ALIEN) if version == 4 else (PODS6, ALIEN6)
+    kept = [((pods[1], port), (alien, 80)) for port in range(1, 5)]
+    gone = [((pods[0], port), (alien, 80)) for port in range(1, 5)]
+    gone += [((pods[1], port), (pods[0], 80)) for port in range(10, 14)]  # charged to the neighbour
+    for source, destination in kept + gone:
+        probe.track(make_one(17, source, destination), 1 + pods.index(source[0]), 1000)
+        probe.track(make_one(17, destination, source), UNDERLAY, 1000)
+    held = table.dump(100, 1000)
+    assert len(held) == len(kept + gone)
+    assert table.forget(1, [ip_address(pods[0])]) == len(gone)
+    assert [flow for flow in held if pods[0] not in (flow["source"], flow["destination"])] == table.dump(100, 1000)
+    counters = table.counters()
+    assert (counters["flows"], counters["flow_forgotten"]) == (len(kept), len(gone))
+    assert table.forget(1, [ip_address(pods[0])]) == 0
 
 
 @pytest.mark.parametrize("ends", [9, 40])

@@ -5,12 +5,15 @@ comparison.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from ipaddress import ip_address, ip_network
+from functools import lru_cache
+from ipaddress import ip_address as parse_address
+from ipaddress import ip_network as parse_network
 from typing import Any
 
 from fabric.policy import Namespace, Node, Pod
 
 Object = Mapping[str, Any]
+ip_address, ip_network = lru_cache(1_024)(parse_address), lru_cache(1_024)(parse_network)
 
 
 def labels_match(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:

@@ -21,10 +21,14 @@ OUTSIDE = ("198.51.100.7", "198.51.100.8", "203.0.113.1", "2001:db8:1::1", "192.
 
 
 class World:
-    """`objects`, `pods`, `namespaces`, `nodes`; `addresses` to ask about, by family."""
+    """`objects`, `pods`, `namespaces`, `nodes`; `addresses` to ask about, by family.
 
-    def __init__(self, seed: int) -> None:
+    `host_pods`: some pods are in their node's network.
+    """
+
+    def __init__(self, seed: int, *, host_pods: bool = False) -> None:
         self.random = Random(seed)
+        self.host_pods = host_pods
         r = self.random
         self.namespaces = [Namespace(name, self.labels()) for name in ("x", "y", "z")]
         self.nodes = [
@@ -43,8 +47,9 @@ class World:
     def pod(self, i: int) -> Pod:
         r = self.random
         ports = {name: (r.choice(PROTOCOLS), r.choice(PORTS)) for name in NAMES if r.random() < 0.6}
-        addresses = (IPv4Address("10.244.0.0") + i, IPv6Address("2001:db8::") + i)
-        return Pod(r.choice("xyz"), f"p{i}", self.labels(), addresses, r.choice(("n1", "n2")), ports=ports)
+        own = (IPv4Address("10.244.0.0") + i, IPv6Address("2001:db8::") + i)
+        node, host = r.choice(self.nodes), self.host_pods and r.random() < 0.1
+        return Pod(r.choice("xyz"), f"p{i}", self.labels(), node.addresses if host else own, node.name, host, ports)
 
     def selector(self) -> dict[str, Any]:
         r = self.random

@@ -70,7 +70,7 @@ def run(kind: str, tmp_path: Path, passing: Time, etcds: Callable[[], EtcdServer
         if kind == "memory":
             return MemoryStore(passing.clock)
         if kind == "sqlite":
-            return SqliteStore(tmp_path / "store" / "f.db", passing.clock)
+            return SqliteStore(tmp_path / "store" / "f.db", passing.clock, passing.clock)
         return EtcdStore(EtcdSettings((etcds().url,)), passing.clock)
 
     async def whole(body: Body) -> None:

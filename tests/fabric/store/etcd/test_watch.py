@@ -13,6 +13,7 @@ import uvloop
 from fabric.errors import StoreUnavailableError
 from fabric.lease_table import LeaseTable
 from fabric.store.base import Unavailable, WatchItem
+from fabric.store.etcd import watch as watch_module
 from fabric.store.etcd.store import EtcdStore
 from tests.fabric.store.etcd.watched import P, range_calls, watched
 from tests.fabric.store.etcd_server import EtcdServer, cluster, running
@@ -86,6 +87,32 @@ def test_compaction_while_away_costs_exactly_one_list(etcd: EtcdServer, caplog: 
 
     run(body())
     assert len(caplog.records) <= 10
+
+
+@pytest.mark.parametrize(("spread", "lists"), [(1e6, 0), (0.5, 1)], ids=["not its turn yet", "its turn"])
+def test_after_a_long_outage_the_list_waits_for_its_turn(
+    etcd: EtcdServer, monkeypatch: pytest.MonkeyPatch, spread: float, lists: int
+) -> None:
+    """All nodes find etcd back in the same moment. Only a list is put off, a watch that can be resumed never is."""
+    monkeypatch.setattr(watch_module, "LONG", 0.0)
+    monkeypatch.setattr(watch_module, "SPREAD", spread)
+
+    async def body() -> None:
+        etcd.ctl("put", P + "a", "1")
+        async with Proxy(etcd.url) as proxy, watched(proxy.url) as watch:
+            await watch.until_shows({"a": b"1"})
+            await proxy.cut()
+            await watch.until(lambda: watch.outages)
+            await in_thread(etcd.ctl, "del", P + "a")
+            await in_thread(etcd.compact)
+            before = range_calls(etcd.url)
+            await proxy.mend()
+            await watch.until(lambda: range_calls(etcd.url).get("OutOfRange", 0) > before.get("OutOfRange", 0))
+            if lists:
+                await watch.until_shows({})
+            assert range_calls(etcd.url)["OK"] - before["OK"] == lists
+
+    run(body())
 
 
 def test_changes_while_away_are_caught_up_without_a_list(etcd: EtcdServer) -> None:

@@ -17,7 +17,17 @@ from tests.apiserver.fixtures import MakeServer
 from tests.apiserver.process import NODES, ApiServer, node
 from tests.apiserver.proxy import Proxy, proxying
 from tests.fabric.store.certificates import Authority
-from tests.fabric.store.kube.harness import MAC, PATIENT, QUICK, away, content, make_store, run, watching
+from tests.fabric.store.kube.harness import (
+    MAC,
+    PATIENT,
+    QUICK,
+    away,
+    content,
+    eventually,
+    make_store,
+    run,
+    watching,
+)
 
 pytestmark = pytest.mark.root
 
@@ -107,6 +117,31 @@ def test_a_server_that_never_answers_is_away(api: ApiServer) -> None:
                 await content(items, {"node1": "192.0.2.2"}, 60)
 
     run(body, 150)
+
+
+@pytest.mark.parametrize(("spread", "lists"), [(1e6, 1), (1.0, 2)], ids=["not its turn yet", "its turn"])
+def test_after_a_long_outage_a_node_is_in_sync_at_once_and_lists_when_it_is_its_turn(
+    api: ApiServer, spread: float, lists: int
+) -> None:
+    """All nodes find the API back in the same moment: what each reads at once is what it has missed."""
+    api.create(flannel_node(1))
+    timing = Timing(silence=1.0, settle=0.2, pause=(0.05, 0.4), steady=0.5, stale=0.3, spread=spread)
+
+    async def body() -> None:
+        with proxying(api.port) as proxy:
+            async with watching(make_store(proxy.url, timing)) as items:
+                await content(items, {"node1": "192.0.2.1"})
+                proxy.mute()
+                await away(items, 60)
+                proxy.speak()
+                api.annotate("node1", public_ip="192.0.2.2")
+                await content(items, {"node1": "192.0.2.2"})
+                await eventually(lambda: api.lists() == lists)
+                api.annotate("node1", public_ip="192.0.2.3")
+                await content(items, {"node1": "192.0.2.3"})
+
+    run(body, 150)
+    assert api.lists() == lists
 
 
 def test_a_frozen_server_goes_on(api: ApiServer) -> None:

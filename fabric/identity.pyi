@@ -1,0 +1,6 @@
+from typing import TypeVar
+
+T = TypeVar("T")
+
+def ends(old: tuple[T, ...], new: tuple[T, ...]) -> tuple[int, int]: ...
+def differing(old: tuple[T, ...], new: tuple[T, ...]) -> tuple[list[T], list[T]]: ...

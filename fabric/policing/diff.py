@@ -1,0 +1,86 @@
+"""Which live flows a change of policy would cut, before it is made. Pure.
+
+Flows are those of this node's flow table, each judged by its first packet's ends as the data path does: by what is in
+force and by what would be. Not looked at are flows to Service addresses, whose real destination the table does not
+have, and flows that are denied already. What the table has of an ICMP flow is not its type: it is taken for an echo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import ip_address
+from typing import Any
+
+from fabric.model import Network
+from fabric.policing import objects
+from fabric.policing.compiler import Known
+from fabric.policing.documents import Given
+from fabric.policy import PolicySnapshot
+
+MOST_SHOWN = 500
+PORTLESS = (1, 58)
+NAMES = {1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPv6", 132: "SCTP"}
+
+
+def changes_of(values: Iterable[Any]) -> dict[str, Given]:
+    """The objects of a change by key; a staged policy counts as if it were not. Raises PolicyError."""
+    found = {}
+    for value in values:
+        key, given = objects.normal(value if isinstance(value, Mapping) else {})
+        found[key] = Given(unstaged(given))
+    return found
+
+
+def unstaged(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The object without the annotation that keeps it from being enforced."""
+    if not objects.is_staged(value):
+        return value
+    metadata = dict(value["metadata"])
+    metadata["annotations"] = {k: v for k, v in metadata["annotations"].items() if k != objects.STAGED}
+    return {**value, "metadata": metadata}
+
+
+def difference(
+    known: Known, changes: Mapping[str, Given], flows: Sequence[Mapping[str, Any]], services: Sequence[Network]
+) -> dict[str, Any]:
+    """The flows that `changes` would cut, at most MOST_SHOWN of them described. Raises PolicyError."""
+    after = known.with_changes(changes)
+    cut = []
+    for flow in flows:
+        source, target = ip_address(flow["source"]), ip_address(flow["destination"])
+        if not flow["allowed"] or any(target in network for network in services):
+            continue
+        protocol = int(flow["protocol"])
+        portless = protocol in PORTLESS
+        dport, sport = (None, 0) if portless else (int(flow["dport"]), int(flow["sport"]))
+        allowed, egress, ingress = after.verdict(source, target, protocol, dport, sport)
+        if not allowed:
+            rule = ingress if ingress is not None else egress
+            cut.append(_described(flow, protocol, dport, known, after, rule))
+    return {"flows": len(flows), "cut": len(cut), "changes": sorted(map(objects.title, changes)),
+            "shown": cut[:MOST_SHOWN]}  # fmt: skip
+
+
+def _described(
+    flow: Mapping[str, Any],
+    protocol: int,
+    dport: int | None,
+    known: Known,
+    after: PolicySnapshot,
+    rule: int | None,
+) -> dict[str, Any]:
+    return {
+        "protocol": NAMES.get(protocol, str(protocol)),
+        "source": flow["source"],
+        "source_pod": _pod(known, str(flow["source"])),
+        "destination": flow["destination"],
+        "destination_pod": _pod(known, str(flow["destination"])),
+        "port": dport,
+        "state": flow.get("state", ""),
+        "rule": "" if rule is None else after.describe(rule),
+    }
+
+
+def _pod(known: Known, address: str) -> str:
+    pod = known.pod_at(address)
+    return f"{pod.namespace}/{pod.name}" if pod is not None else ""

@@ -1,0 +1,27 @@
+"""Names of rule numbers."""
+
+from __future__ import annotations
+
+from fabric.policy.numbers import Numbers
+
+
+def test_a_number_keeps_its_name_while_its_owner_is_known() -> None:
+    numbers = Numbers()
+    tier = numbers.default("default", 0)
+    first = numbers.allot("first", 3)
+    assert numbers.default("default", 0) == tier
+    assert numbers.describe(tier) == "end of tier default, ingress: no rule matched"
+    assert numbers.describe(first) == "first"
+    numbers.retire(first)
+    assert numbers.describe(first) == "first", "counters of what was replaced can still be read"
+
+
+def test_a_number_that_is_gone_is_nobody_elses() -> None:
+    """Its block lies behind that of a tier's end, which must not get its name and its hits."""
+    numbers = Numbers()
+    numbers.default("default", 0)
+    gone = numbers.allot("gone", 1)
+    for base in (gone, *(numbers.allot(f"later {i}", 1) for i in range(1_000))):
+        numbers.retire(base)
+    assert numbers.describe(gone) == "unknown rule"
+    assert Numbers().describe(7) == "unknown rule"
