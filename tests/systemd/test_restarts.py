@@ -128,6 +128,9 @@ def test_a_successor_that_does_not_start_changes_nothing(booted: Booted, pods: t
         assert far.recv(1) == b"x"
     assert booted.main_pid() == before
     hand_over(booted)
+    for path in ("18471/readyz", "18472/metrics"):
+        code = f"import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:{path}').status)"
+        assert booted.run("/usr/bin/python3", "-c", code) == "200\n", "the endpoints are the successor's"
     assert booted.show("NRestarts") == starts, "systemd has started nothing"
     kill(booted)
     with client(booted) as daemon:
