@@ -136,6 +136,8 @@ async def give(node: Node, store: systemd.FdStore) -> bool:
             if await _heard(ours, SECONDS) != b"hello":
                 raise StartError("it did not get ready")
             node.pods.frozen = True
+            async with asyncio.timeout(CUT_SECONDS):
+                await node.pods.idle()
             await _send_all(ours, node.run_dir_lock, store)
             if await _heard(ours, SECONDS) != b"cut":
                 raise StartError("it did not start: its log says why")

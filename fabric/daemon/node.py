@@ -166,10 +166,9 @@ class Node:
         await self.supervisor.stop()
         if self._control is not None:
             await self._control.close()
-        if self._health is not None:
-            await self._health.close()
-        if self._metrics is not None:
-            await self._metrics.close()
+        for endpoint in (self._health, self._metrics):
+            if endpoint is not None:
+                await endpoint.close()
         await self.cluster.close()
         systemd.notify(f"MAINPID={successor}")
         self.forwarding.dataplane.halt()
@@ -298,8 +297,8 @@ class Node:
         self._lead_host_to_pods()
         self.forwarding.port_made = self._lead_host_to_pods
         await self._start_firewall()
-        self._cut()  # where there were no threads to start
         if self._parts.successor is not None:
+            self._cut()  # where there were no threads to start
             await self._open_endpoints()
         self._control = ControlServer(self._run_dir.socket, report.methods(self))
         try:

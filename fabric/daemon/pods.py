@@ -64,6 +64,8 @@ class Pods:
         self._lost = 0
         self.frozen = False
         """A successor has our records: none is added or removed."""
+        self._making: set[str] = set()
+        self._made = asyncio.Event()
         self.gone: list[Endpoint] = []
         """Of those that `restore` has dropped: the ones that are gone without doubt."""
         self.rebooted = False
@@ -168,11 +170,13 @@ class Pods:
             raise FabricError(f"port.add: kind {endpoint.kind} has no port: use endpoint.add")
         known = self._new(endpoint)
         self._remember(known)
+        self._making.add(endpoint.name)
         self._save()
         return known
 
     def withdraw_port(self, known: Known) -> None:
         """Take back what `record_port` has done."""
+        self._finished(known.endpoint.name)
         self._forget(known.endpoint.name)
         self._save()
 
@@ -184,6 +188,7 @@ class Pods:
         except BaseException:
             self.withdraw_port(known)
             raise
+        self._finished(endpoint.name)
         mtu = made.get("mtu")
         if isinstance(mtu, int):
             self._known[endpoint.name] = known._replace(endpoint=replace(endpoint, mtu=mtu))
@@ -277,6 +282,16 @@ class Pods:
                 self._attach(known)
         if self._unsaved:
             self._save()
+
+    def _finished(self, name: str) -> None:
+        self._making.discard(name)
+        self._made.set()
+
+    async def idle(self) -> None:
+        """Until no port has its record and is still being made."""
+        while self._making:
+            self._made.clear()
+            await self._made.wait()
 
     def _check_frozen(self) -> None:
         if self.frozen:

@@ -109,6 +109,10 @@ class FdStore:
         for name in list(self._held):
             self.drop(name)
 
+    def lasts(self) -> bool:
+        """Whether there is a service manager."""
+        return bool(os.environ.get("NOTIFY_SOCKET"))
+
     def settle(self) -> None:
         """Until the service manager has done what it was told."""
         barrier()

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from fabric.errors import DataplaneError
 from fabric.forward import kept, node_device, pod_device
-from fabric.forward.flows import FlowTable
+from fabric.forward.flow_memory import FlowMemory
 from fabric.forward.policies import Denied, Policies
 from fabric.forward.ports import WorkerPort
 from fabric.forward.refused import refused_packet
@@ -60,7 +60,8 @@ class Dataplane:
         self._ports_version = 0
         self._offloads: dict[str, bool] = {}
         self._past: Counter[str] = Counter()  # counted by workers that were replaced
-        self._flows = FlowTable(settings.flows) if settings.flows else None
+        self._memory = FlowMemory(settings.flows, self._kept) if settings.flows else None
+        self._flows = self._memory.table if self._memory is not None else None
         self._recording = False  # what is refused
         self._past_lost = 0
         self._tunnel_offload = TunnelOffload()
@@ -248,6 +249,8 @@ class Dataplane:
             )
         except ValueError as error:
             raise DataplaneError(f"peers cannot be compiled, keeping the last ones: {error}") from None
+        if self._memory is not None:
+            self._memory.remember()
         for worker in self._workers:
             worker.swap(snapshot)
         self._settle()
@@ -284,6 +287,10 @@ class Dataplane:
         self._publish()
         if before_threads is not None:
             before_threads()
+        if self._memory is not None:
+            found = self._memory.recover()
+            if found:
+                log.info("%d connections of an earlier run go on", found)
         for index, worker in enumerate(self._workers):
             for name, body in (("egress", worker.run_egress), ("ingress", worker.run_ingress)):
                 thread = threading.Thread(target=self._run, args=(body,), name=f"fabric-{name}-{index}", daemon=True)
@@ -318,6 +325,8 @@ class Dataplane:
         self._node = None
         self._pods.clear()
         self._underlay.close()
+        if self._memory is not None:
+            self._memory.close()
 
     def _stop_workers(self) -> None:
         for worker in self._workers:

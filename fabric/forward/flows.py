@@ -10,9 +10,11 @@ from ipaddress import IPv4Address, IPv6Address
 
 import cython
 from cython.cimports.fabric.forward.flow_key import SECRET_WORDS, FlowKey
+from cython.cimports.fabric.forward.flow_state import FREE
 from cython.cimports.fabric.forward.flow_table import (
     ACCOUNTS,
     FLOW_COUNTS,
+    INSERTED,
     NO_ENTRY,
     NO_RULE,
     NODE_ENTRY,
@@ -28,12 +30,22 @@ from cython.cimports.fabric.forward.flow_write import flow_forget, flow_sweep
 from cython.cimports.fabric.forward.kernel import RELAXED, atomic_load, atomic_load32
 from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
 from cython.cimports.libc.stdlib import calloc, free
-from cython.cimports.posix.mman import MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
+from cython.cimports.posix.mman import (
+    MAP_ANONYMOUS,
+    MAP_FAILED,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    PROT_READ,
+    PROT_WRITE,
+    mmap,
+    munmap,
+)
 
 DEFAULT_FLOWS = 131_072
 MOST_FLOWS = 1 << 26
 QUOTA_SHARE = 8
 PLACES = 1 << 16
+UNJUDGED = cython.declare(uint32_t, 0xFFFFFFFF)  # a number of rules that is never used
 BYTES_PER_FLOW = cython.sizeof(Flow) + cython.sizeof(FlowRest) + cython.sizeof(Bucket) // WAYS
 COUNTS = (
     "inserted", "expired", "replaced", "evicted_closing", "evicted_embryonic", "forgotten", "refused_full",
@@ -45,17 +57,23 @@ STATES = (
 )  # fmt: skip
 
 
+def buckets_for(flows):
+    """A power of two, with room for `flows`."""
+    return 1 << max(0, (flows - 1) // WAYS).bit_length()
+
+
 @cython.cclass
 class FlowTable:
     """Room for at least `flows` flows; `quota` is the most that one pod may hold, 0 for an eighth of them.
 
-    Raises ValueError for a size out of range, MemoryError.
+    The memory is that of the file `fd` from `offset` on (`room_for` bytes, all zero or of an earlier table, see
+    `recover`), or nobody else's. Raises ValueError for a size out of range, MemoryError.
     """
 
-    def __cinit__(self, flows: int = DEFAULT_FLOWS, quota: int = 0):
+    def __cinit__(self, flows: int = DEFAULT_FLOWS, quota: int = 0, fd: cython.int = -1, offset: int = 0):
         if not 1 <= flows <= MOST_FLOWS:
             raise ValueError(f"a flow table holds 1 to {MOST_FLOWS} flows, not {flows}")
-        buckets = 1 << max(0, (flows - 1) // WAYS).bit_length()
+        buckets = buckets_for(flows)
         self.accounts = {}
         self.names = {0: "node"}
         self.room = buckets * WAYS * BYTES_PER_FLOW
@@ -63,7 +81,8 @@ class FlowTable:
         if self.table == cython.NULL:
             raise MemoryError
         base: cython.p_void = mmap(
-            cython.NULL, self.room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0
+            cython.NULL, self.room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS if fd < 0 else MAP_SHARED, fd,
+            offset,
         )
         if base == MAP_FAILED:
             raise MemoryError
@@ -85,6 +104,53 @@ class FlowTable:
             if self.table.flows != cython.NULL:
                 munmap(self.table.flows, self.room)
             free(self.table)
+
+    @staticmethod
+    def room_for(flows: int) -> int:
+        """Bytes of memory for that many."""
+        return buckets_for(flows) * WAYS * BYTES_PER_FLOW
+
+    def identity(self) -> dict:
+        """What somebody else needs to know to use the same memory: the hash's `secret`, the `accounts` by name."""
+        return {"secret": [self.table.secret[i] for i in range(SECRET_WORDS)], "accounts": dict(self.accounts)}
+
+    def set_secret(self, words) -> None:
+        """That of an earlier table."""
+        i: cython.int
+        for i in range(SECRET_WORDS):
+            self.table.secret[i] = words[i]
+
+    def set_accounts(self, accounts) -> None:
+        """Those of an earlier table."""
+        self.accounts = dict(accounts)
+        self.names = {0: "node", **{number: name for name, number in accounts.items()}}
+
+    def recover(self) -> int:
+        """Go on with the memory of an earlier table that nobody uses any more; how many flows there are.
+
+        A bucket whose writer was killed in the middle is emptied. All flows are judged again by policy at their next
+        packet. Before any thread uses the table.
+        """
+        bucket: cython.pointer(Bucket)
+        flow: cython.pointer(Flow)
+        at: uint32_t
+        way: uint32_t
+        found: uint32_t = 0
+        for at in range(self.table.mask + 1):
+            bucket = self.table.buckets + at
+            if bucket.sequence & 1:
+                bucket.tags[0] = bucket.tags[1] = 0
+                for way in range(WAYS):
+                    bucket.classes[way] = FREE
+                bucket.sequence += 1
+            for way in range(WAYS):
+                if bucket.classes[way] != FREE:
+                    flow = self.table.flows + at * WAYS + way
+                    flow.policy = UNJUDGED
+                    self.table.charged[flow.account % ACCOUNTS] += 1
+                    found += 1
+        self.table.counts[INSERTED] += found
+        return found
 
     @property
     def capacity(self) -> int:

@@ -13,6 +13,8 @@ from fabric.model import Address
 
 NODE = "node"
 """The node port's queues."""
+FLOWS = "flows"
+"""The memory of the flow table."""
 
 
 class Kept(Protocol):
@@ -36,6 +38,9 @@ class Kept(Protocol):
     def settle(self) -> None:
         """Until what was dropped is closed."""
 
+    def lasts(self) -> bool:
+        """Whether anything is kept at all."""
+
 
 class Nothing:
     """Where nobody keeps anything."""
@@ -57,6 +62,9 @@ class Nothing:
 
     def settle(self) -> None:
         pass
+
+    def lasts(self) -> bool:
+        return False
 
 
 def pod(port: str) -> str:

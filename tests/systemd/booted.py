@@ -50,10 +50,9 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount --bind /proc/sys /proc/sys
 mount --bind /proc/sys/net /proc/sys/net
 mount -o remount,bind,ro /proc/sys
-mount -t tmpfs tmpfs /tmp
-mount -t tmpfs tmpfs /var/tmp
 """
 BOOT = (
+    "mount -t tmpfs tmpfs /tmp; mount -t tmpfs tmpfs /var/tmp\n"  # the tree may be below
     'exec env -i PATH="$PATH" container=fabtest SYSTEMD_UNIT_PATH=/run/units '
     f"{SYSTEMD} --system --unit=boot.target --log-level=notice --log-target=console --show-status=no"
 )

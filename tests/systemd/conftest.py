@@ -32,7 +32,8 @@ def netns() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def booted(netns: str) -> Iterator[Booted]:
-    made = Booted(netns, "--iface=eth0 --ip-masq", {"WatchdogSec": str(WATCHDOG)})
+    options = "--iface=eth0 --ip-masq --healthz-port=18471 --metrics-port=18472"
+    made = Booted(netns, options, {"WatchdogSec": str(WATCHDOG)})
     try:
         made.systemctl("start", "fabricd.service")
         yield made

@@ -55,7 +55,7 @@ def connected(one: Pod, other: Pod) -> tuple[socket.socket, socket.socket]:
 def kill(booted: Booted) -> None:
     before = booted.main_pid()
     os.kill(before, signal.SIGKILL)
-    wait_for(lambda: booted.main_pid() not in (0, before) and running(booted), "the next start")
+    wait_for(lambda: booted.main_pid() not in (0, before) and running(booted), "the next start", 30)
 
 
 def running(booted: Booted) -> bool:
@@ -69,7 +69,7 @@ def restart(booted: Booted) -> None:
 def hand_over(booted: Booted) -> None:
     before = booted.main_pid()
     booted.systemctl("reload", "fabricd.service")
-    wait_for(lambda: booted.main_pid() not in (0, before) and answers(booted), "the successor")
+    wait_for(lambda: booted.main_pid() not in (0, before) and answers(booted), "the successor", 30)
 
 
 def answers(booted: Booted) -> bool:
@@ -90,9 +90,12 @@ def test_connections_go_on(booted: Booted, pods: tuple[Pod, Pod], how: object) -
         near.sendall(b"before")
         assert far.recv(100) == b"before"
         assert callable(how)
+        said = booted.log().count("connections of an earlier run go on")
         how(booted)
         near.sendall(b"after")
         assert far.recv(100) == b"after"
+        known = booted.log().count("connections of an earlier run go on") - said
+        assert known == (how is not stop_and_start), "the table of flows is the same"
     with client(booted) as daemon:
         assert [item["problem"] for item in daemon.ask("endpoint.list")] == ["", ""]
         assert daemon.ask("status")["kernel"]["problems"] == []
@@ -128,6 +131,9 @@ def test_a_successor_that_does_not_start_changes_nothing(booted: Booted, pods: t
         assert far.recv(1) == b"x"
     assert booted.main_pid() == before
     hand_over(booted)
+    for path in ("18471/readyz", "18472/metrics"):
+        code = f"import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:{path}').status)"
+        assert booted.run("/usr/bin/python3", "-c", code) == "200\n", "the endpoints are the successor's"
     assert booted.show("NRestarts") == starts, "systemd has started nothing"
     kill(booted)
     with client(booted) as daemon:

@@ -55,6 +55,9 @@ class Manager:
     def settle(self) -> None:
         pass
 
+    def lasts(self) -> bool:
+        return True
+
 
 @pytest.fixture
 def manager() -> Iterator[Manager]:
@@ -131,9 +134,9 @@ def test_what_arrives_between_two_runs_waits(namespace: Namespace, manager: Mana
 def test_sockets_of_other_addresses_are_let_go(namespace: Namespace, manager: Manager, stack: ExitStack) -> None:
     ended(started(namespace, manager, stack), manager)
     plane = started(namespace, manager, stack, underlay=(ip_address("127.0.0.2"),))
-    assert set(manager.fds) == {kept.NODE, "vxlan-127.0.0.2-8472-0"}
+    assert set(manager.fds) == {kept.NODE, kept.FLOWS, "vxlan-127.0.0.2-8472-0"}
     plane.rebind((ip_address("127.0.0.3"),), 1450, "lo")
-    assert set(manager.fds) == {kept.NODE, "vxlan-127.0.0.3-8472-0"}
+    assert set(manager.fds) == {kept.NODE, kept.FLOWS, "vxlan-127.0.0.3-8472-0"}
 
 
 def test_a_pods_queue_comes_back_without_entering_the_pod(
