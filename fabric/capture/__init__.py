@@ -5,6 +5,7 @@
     libpcap   its compiler and its interpreter, by ctypes
     wanted    what was asked for, as one filter text per kind of place pure
     comments  what is said about a packet                              pure
+    trains    datagrams that the kernel still has in one piece, taken apart   pure
     taps      packet sockets on interfaces, in the pods' namespaces too
     session   the loop: from taps and the daemon's refused packets to a file
 
@@ -15,7 +16,7 @@ to another place, so the kernel cannot show it: the workers put the first bytes 
 ring of fixed size (`fabric.forward.drop_ring`) for as long as somebody asks for them; a full ring loses records, which
 is counted, and never waits.
 
-Limits: the underlay's superframes are seen whole, before the interface cuts them, and an inner filter looks at their
-first packet only; an inner filter finds IPv4 outer headers without options; what the kernel refuses at the very end
+Limits: in the kernel an inner filter looks at the first packet of a train only, so a train whose first packet does not
+pass is not seen; an inner filter finds IPv4 outer headers without options; what the kernel refuses at the very end
 (`drop_send_*`, `drop_port_*`) is only counted; 802.1Q tags that the interface took off are not put back.
 """

@@ -32,12 +32,12 @@ class Commentator:
             ip_address(public): str(peer.get("node") or public) for peer in peers for public in peer["public"]
         }
         self._own = [ip_address(text) for text in own]
-        self._ports = ports
+        self.ports = ports
         self._known: dict[tuple[Address, Address], str] = {}
 
     def passing(self, frame: bytes, link: int, underlay: bool, leaves: bool) -> str:
         """About a packet that an interface showed; `leaves` the data path there, or comes to it."""
-        offset = inner_offset(frame, link, self._ports if underlay else {})
+        offset = inner_offset(frame, link, self.ports if underlay else {})
         ends = ends_of(frame[offset:]) if offset is not None else None
         parts = ["verdict: allowed"] if leaves else []
         return "; ".join([*parts, *([self._ends(ends)] if ends is not None and self._ends(ends) else [])])
@@ -60,14 +60,14 @@ class Commentator:
         """The outer headers that the datagram had, as far as they are known: the source port is not."""
         source = ip_address(packet["source"])
         own = next((address for address in self._own if address.version == source.version), source)
-        port, length = self._ports.get(packet["encapsulation"], 0), packet["length"] + 8
+        port, length = self.ports.get(packet["encapsulation"], 0), packet["length"] + 8
         udp = struct.pack(">HHHH", 0, port, min(length, 65535), 0)
         if source.version == 6:
             head = struct.pack(">IHBB", 6 << 28, min(length, 65535), 17, 64)
             return head + source.packed + own.packed + udp + payload
         head = struct.pack(">BBHHHBBH", 0x45, 0, min(length + 20, 65535), 0, 0x4000, 64, 17, 0)
         head += source.packed + own.packed
-        return head[:10] + struct.pack(">H", _checksum(head)) + head[12:] + udp + payload
+        return head[:10] + struct.pack(">H", checksum(head)) + head[12:] + udp + payload
 
     def _ends(self, ends: tuple[Address, Address]) -> str:
         if ends not in self._known:
@@ -131,7 +131,8 @@ def flow_of(packet: bytes) -> tuple[str, str, str] | None:
     return str(ends[0]), str(ends[1]), f"{struct.unpack_from('>H', packet, offset + 2)[0]}/{name}"
 
 
-def _checksum(header: bytes) -> int:
+def checksum(header: bytes) -> int:
+    """Of an IPv4 header whose own checksum is 0 (RFC 1071)."""
     total: int = sum(struct.unpack(f">{len(header) // 2}H", header))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from time import monotonic, time_ns
 from typing import Any, BinaryIO
 
-from fabric.capture import pcapng
-from fabric.capture.comments import Commentator, flow_of, inner_packet
-from fabric.capture.taps import Tap
+from fabric.capture import pcapng, trains
+from fabric.capture.comments import Commentator, flow_of, inner_offset, inner_packet
+from fabric.capture.taps import Frame, Tap
 from fabric.control_client import ControlClient, DaemonRefusedError
 
 POLL_SECONDS = 0.05
@@ -91,16 +91,19 @@ class Explanations:
 
 
 class Session:
-    """`run` writes to `out`. `exits_only`: of what the taps see, only packets that leave the data path."""
+    """`run` writes to `out`. `matches` is the filter for inner packets; `exits_only`: of what the taps see, only
+    packets that leave the data path."""
 
     def __init__(
         self, out: BinaryIO, taps: Sequence[Tap], refused: RefusedPackets | None, comments: Commentator,
-        snaplen: int, exits_only: bool = False,
+        matches: Matches, snaplen: int, exits_only: bool = False,
     ) -> None:  # fmt: skip
         self._out = out
         self._taps = list(taps)
         self._refused = refused
         self._comments = comments
+        self._matches = matches
+        self._ports = comments.ports
         self._exits_only = exits_only
         self._summary = Summary()
         self._refused_number = len(self._taps)
@@ -154,10 +157,27 @@ class Session:
             leaves = frame.outgoing == underlay
             if self._exits_only and not leaves:
                 continue
-            comment = self._comments.passing(frame.data, tap.link, underlay, leaves)
-            direction = pcapng.OUTBOUND if frame.outgoing else pcapng.INBOUND
-            self._out.write(pcapng.packet(number, frame.time, frame.data, frame.length, comment, direction))
+            self._write(number, frame, underlay, leaves)
+
+    def _write(self, number: int, frame: Frame, underlay: bool, leaves: bool) -> None:
+        """A packet, or those of a train that pass the filter."""
+        link = self._taps[number].link
+        ports = self._ports if underlay else {}
+        pieces = trains.split(frame.data, frame.length, link, ports)
+        direction = pcapng.OUTBOUND if frame.outgoing else pcapng.INBOUND
+        for place, piece in enumerate(pieces, 1):
+            if len(pieces) > 1 and not self._passes(piece, link):
+                continue
+            comment = self._comments.passing(piece.data, link, underlay, leaves)
+            if len(pieces) > 1:
+                comment = "; ".join(filter(None, (comment, f"{place} of {len(pieces)} in a train")))
+            self._out.write(pcapng.packet(number, frame.time, piece.data, piece.length, comment, direction))
             self._summary.packets += 1
+
+    def _passes(self, piece: trains.Piece, link: int) -> bool:
+        """The kernel has looked at the first packet of a train only."""
+        offset = inner_offset(piece.data, link, self._ports)
+        return offset is not None and self._matches(piece.data[offset:], piece.length - offset)
 
     def _take_refused(self, count: int | None) -> None:
         if self._refused is None:

@@ -68,11 +68,12 @@ def capture(
                 raise FabricError("nothing can be seen there: --outer is about the underlay, a drop reason about "
                                   "refused packets")  # fmt: skip
             taps = list(_taps(stack, status, chosen, wanted, where, snaplen))
-            refused = _refused(client, wanted, snaplen) if "refused" in where else None
+            matches = libpcap.Matcher(libpcap.compile(wanted.inner_text(), libpcap.DLT_RAW, snaplen))
+            refused = _refused(client, wanted, matches) if "refused" in where else None
             out = stack.enter_context(_opened(target))
             os.nice(NICE)
             comments = Commentator(pods, peers, status["underlay"], tunnel_ports(status))
-            session = Session(out, taps, refused, comments, snaplen, verdict == "allowed")
+            session = Session(out, taps, refused, comments, matches, snaplen, verdict == "allowed")
             summary = session.run(count, duration)
     for line in summary.problems:
         click.echo(f"fabricctl: {line}", err=True)
@@ -151,8 +152,7 @@ def _all(snaplen: int) -> bpf.Program:
     return libpcap.compile("", libpcap.DLT_RAW, snaplen)
 
 
-def _refused(client: ControlClient, wanted: Wanted, snaplen: int) -> RefusedPackets:
-    matches = libpcap.Matcher(libpcap.compile(wanted.inner_text(), libpcap.DLT_RAW, snaplen))
+def _refused(client: ControlClient, wanted: Wanted, matches: libpcap.Matcher) -> RefusedPackets:
     with refusing():
         return RefusedPackets(client, matches, wanted.reasons)
 

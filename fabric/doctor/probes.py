@@ -24,7 +24,7 @@ from fabric.lab.echo import ping
 from routes.lookup import route_get
 from routes.vxlan import vxlan_devices
 
-SECONDS = 0.7
+SECONDS = 0.5
 KERNEL_WAY = "vxlan (kernel)"
 CLOSED_PORT = 1  # tcpmux: nobody has it
 Object = Mapping[str, Any]
@@ -162,7 +162,7 @@ def _sizes(address: str, mtu: int) -> tuple[bool, int]:
     """Whether a packet of `mtu` bytes comes back, else the largest that does."""
     head = 48 if ":" in address else 28
 
-    def passes(size: int, count: int = 1) -> bool:
+    def passes(size: int, count: int = 2) -> bool:
         answer = ping([address], count=count, timeout=SECONDS / 2, size=size - head, dont_fragment=True)[0]
         return answer.reachable
 

@@ -19,6 +19,7 @@ from tests.scenarios.waiting import wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 Layers = dict[str, Any]
+UDP_SEGMENT = 103
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +150,26 @@ def test_standard_output_and_tcpdump(lab: Lab) -> None:
         written = process.stdout.read()
     shown = subprocess.run(["tcpdump", "-r", "-", "-nn", "-T", "vxlan"], input=written, capture_output=True, check=True)
     assert shown.stdout.count(b".7780: ") == 3
+
+
+def test_a_train_is_taken_apart(lab: Lab, tmp_path: Path) -> None:
+    """Where the interface segments by itself the kernel shows a train in one piece."""
+    _, source = pods(lab.nodes[0])
+    target = measure.address(pods(lab.nodes[1])[1], 4)
+
+    def send() -> None:
+        with inside.open_udp(source.netns, measure.address(source, 4)) as sock:
+            sock.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 300)
+            sock.sendto(bytes(1500), (target, 7785))
+
+    before = lab.mode
+    lab.set_mode("veth")
+    try:
+        found = capture(lab, tmp_path / "a", send, "--on", "underlay", "--inner", "udp port 7785", count=5)
+    finally:
+        lab.set_mode(before)
+    assert {layers["frame"]["frame.len"] for layers in found} == {str(14 + 28 + 22 + 28 + 300)}
+    assert [comment.split("; ")[-1] for comment in comments(found)] == [f"{n} of 5 in a train" for n in range(1, 6)]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ import time
 from ipaddress import ip_address
 from pathlib import Path
 
+import pytest
+
 from encap.drops import DropReason
 from fabric.daemon import drops
 from fabric.forward.drop_ring import DropRing
@@ -14,6 +16,9 @@ from fabric.forward.refused import refused_packet
 from fabric.model import RefusedPacket
 from tests.fabric.clock import eventually
 from tests.fabric.daemon.test_node import nothing, run
+from tests.fabric.forward.conftest import Pair
+from tests.fabric.forward.harness import address4, address6, wait_for
+from tests.fabric.forward.packets import udp4, udp6
 
 SLOTS, BYTES = 512, 256
 
@@ -106,3 +111,35 @@ def test_it_ends_when_nobody_asks(tmp_path: Path, monkeypatch) -> None:  # type:
 
     run(tmp_path, body)
     run(tmp_path, nothing)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_workers_take_refused_packets_down(pair: Pair, family: int) -> None:
+    """On the way out and in; nothing before it was asked for, and nothing of what passes."""
+    make, address = (udp4, address4) if family == 4 else (udp6, address6)
+    spoofed, good = make(address(2, 77), address(1, 5)), make(address(3, 5), address(2, 10))
+    pair.pod_b.peer.inject(spoofed)
+    pair.b.wait_drop("source_spoofed")
+    assert pair.b.worker.recorded_drops() == ([], 0)
+    pair.b.worker.record_drops(True)
+    pair.pod_b.peer.inject(spoofed)
+    pair.raw.send(pair.b, bytes(61))  # no I flag
+    pair.raw.send(pair.b, pair.raw.wrap(pair.b, good))
+    pair.pod_b.take()
+
+    found: list[RefusedPacket] = []
+
+    def both() -> bool:
+        found.extend(refused_packet(record, ["node", "pod"]) for record in pair.b.worker.recorded_drops()[0])
+        return len(found) >= 2
+
+    wait_for(both)
+    out, into = sorted(found, key=lambda packet: packet.reason)
+    assert (out.reason, out.data, out.length) == ("source_spoofed", spoofed[:BYTES], len(spoofed))
+    assert out.port
+    assert (into.reason, into.data, into.source) == ("vxlan_flags", bytes(61), pair.raw.address)
+    pair.b.worker.record_drops(False)
+    pair.pod_b.peer.inject(spoofed)
+    pair.raw.send_inner(pair.b, good)
+    pair.pod_b.take()
+    assert pair.b.worker.recorded_drops() == ([], 0)
