@@ -372,7 +372,6 @@ class Node:
         self.policy = policing.make_keeper(self)
         if self.policy is not None:
             self.pods.changed = self.policy.changed
-            self.policy_report = policing.report(self.policy)
             await self.policy.first()
 
     def _leases_changed(self) -> None:

