@@ -4,8 +4,8 @@
     counters   which counter of `fabricctl counters` belongs to which family         pure
     readings   reports to readings (family, labels, value)                           pure
     bounded    no family grows beyond MAX_SERIES; what is beyond is one series       pure
-    latency    a histogram that costs one comparison per bucket                      pure
-    policy     the hook by which the policy engine reports                           pure
+    latency    a histogram as it is handed on                                        pure
+    policy     what the daemon answers about policy, as one value                    pure
     collector  readings to text, by prometheus_client: the only module that imports it
     page       writes docs/metrics.md out of `families`
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from fabric.metrics.bounded import MAX_LABEL, MAX_SERIES
 from fabric.metrics.families import FAMILIES
-from fabric.metrics.latency import BOUNDS
 
 HEAD = f"""# Metrics
 
@@ -25,9 +24,6 @@ A metric has at most {MAX_SERIES:,} series. What is beyond becomes one series wh
 may be added up, and is left out elsewhere ("bounded" below says which); `podfabric_metrics_left_out` counts it. A
 label's value is cut at {MAX_LABEL} characters. Besides these there are prometheus_client's `process_*`.
 """
-TAIL = f"""
-Buckets of histograms, in seconds: {', '.join(f'{bound:g}' for bound in BOUNDS)}.
-"""
 
 
 def page() -> str:
@@ -40,7 +36,7 @@ def page() -> str:
             how = "" if not family.labels else "added up" if family.adds else "left out"
             lines.append(f"| `{family.shown}` | {family.kind} | {labels} | {how} | {family.help} |")
         lines.append("")
-    return "\n".join(lines) + TAIL.lstrip("\n")
+    return "\n".join(lines).rstrip("\n") + "\n"
 
 
 if __name__ == "__main__":

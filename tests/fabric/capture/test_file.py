@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
@@ -78,6 +78,7 @@ def test_tshark_finds_everything(tmp_path: Path) -> None:
     assert "vxlan" in third
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=120), st.sampled_from([pcapng.ETHERNET, pcapng.RAW]), st.booleans())
 def test_no_frame_is_too_strange(data: bytes, link: int, underlay: bool) -> None:
     COMMENTS.passing(data, link, underlay, True)

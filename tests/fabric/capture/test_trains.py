@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
@@ -71,6 +71,7 @@ def test_anything_else_stays(frame: bytes) -> None:
     assert [tuple(piece) for piece in split(frame, len(frame), pcapng.ETHERNET, PORTS)] == [(frame, len(frame))]
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200), st.sampled_from([pcapng.ETHERNET, pcapng.RAW]))
 def test_no_frame_is_too_strange(data: bytes, link: int) -> None:
     assert split(data, len(data), link, PORTS)

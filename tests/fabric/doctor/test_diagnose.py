@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
@@ -82,6 +82,7 @@ def test_policy() -> None:
     assert list(diagnose.of_policy("a", "b", "80", {**found, "allowed": True})) == []
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60), st.booleans(), st.integers(0, 0xFFFF))
 def test_checksums_as_scapy_computes_them(payload: bytes, six: bool, other: int) -> None:
     head = IPv6(src="2001:db8::1", dst="2001:db8::2") if six else IP(src="192.0.2.1", dst="192.0.2.2")
@@ -94,6 +95,7 @@ def test_checksums_as_scapy_computes_them(payload: bytes, six: bool, other: int)
     assert not is_wrong(right[:-1])
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=100))
 def test_anything_else_is_not_wrong_or_fails(data: bytes) -> None:
     is_wrong(data)
