@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple
 
+
 class Distribution(NamedTuple):
     """`bounds` in seconds, ascending; `counts` has one number per bound and one for what is beyond; `total` is the sum
     of all seconds."""
