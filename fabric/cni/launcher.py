@@ -22,12 +22,17 @@ PROGRAM = "fabric-cni"
 MARK = "# written by fabricctl cni install"
 
 
-def text(interpreter: str, directories: tuple[str, ...]) -> str:
-    """The launcher; empty when the kernel could not run it: the interpreter's path is too long or has a space."""
+def text(interpreter: str, directories: tuple[str, ...], alone: bool = False) -> str:
+    """The launcher; empty when the kernel could not run it: the interpreter's path is too long or has a space.
+
+    `alone`: it takes the place of the console script, so there is none to run instead.
+    """
     first = f"#!{interpreter} -IS"
     if len(first.encode()) > MAX_SHEBANG or any(letter.isspace() for letter in interpreter):
         return ""
     program = str(Path(interpreter).with_name(PROGRAM))
+    start = "from fabric.cni.main import main"
+    instead = ("try:", f"    {start}", "except ImportError:", f"    os.execv({program!r}, [{program!r}])")
     lines = (
         first,
         MARK,
@@ -36,10 +41,7 @@ def text(interpreter: str, directories: tuple[str, ...]) -> str:
         "import sys",
         "gc.disable()",
         f"sys.path += {list(directories)!r}",
-        "try:",
-        "    from fabric.cni.main import main",
-        "except ImportError:",
-        f"    os.execv({program!r}, [{program!r}])",
+        *((start,) if alone else instead),
         "os._exit(main())",
     )
     return "\n".join(lines) + "\n"

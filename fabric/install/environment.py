@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+from fabric.cni import launcher
 from fabric.install import layout
 
 DISTRIBUTION = "podfabric"
@@ -90,8 +91,7 @@ def _fill(place: Path, prefix: str, python: str) -> None:
     shutil.copytree(layout.sources(), place / "share" / "podfabric" / "systemd")
     for script in metadata.distribution(DISTRIBUTION).entry_points.select(group="console_scripts"):
         path = place / "bin" / script.name
-        python_inside = f"{prefix}/bin/python"
-        path.write_text(SCRIPT.format(python=python_inside, module=script.module, function=script.attr))
+        path.write_text(_script(prefix, script))
         path.chmod(0o755)
     for path in place.rglob("*"):
         if not path.is_symlink():
@@ -100,6 +100,12 @@ def _fill(place: Path, prefix: str, python: str) -> None:
     compileall.compile_dir(
         site, quiet=2, stripdir=str(place), prependdir=prefix, invalidation_mode=unchecked, workers=1
     )
+
+
+def _script(prefix: str, script: metadata.EntryPoint) -> str:
+    python = f"{prefix}/bin/python"
+    quick = launcher.text(python, (f"{prefix}/{SITE}",), alone=True) if script.name == launcher.PROGRAM else ""
+    return quick or SCRIPT.format(python=python, module=script.module, function=script.attr)
 
 
 def required(name: str) -> list[str]:

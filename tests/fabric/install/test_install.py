@@ -76,6 +76,18 @@ def test_the_environment_stands_alone(root: Path) -> None:
     assert [path for path in sources if not list(path.parent.glob(f"__pycache__/{path.stem}.*.pyc"))] == []
 
 
+def test_the_plugin_has_the_quick_start(root: Path) -> None:
+    place = root / "opt/podfabric"
+    program = (place / "bin/fabric-cni").read_text()
+    assert program.startswith("#!/opt/podfabric/bin/python -IS\n")
+    moved = root / "fabric-cni"
+    moved.write_text(program.replace("/opt/podfabric", str(place)).split("\n", 1)[1])
+    done = subprocess.run([place / "bin/python", "-IS", moved], env={"CNI_COMMAND": "VERSION"}, input="{}",
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    moved.unlink()
+    assert "1.1.0" in json.loads(done.stdout)["supportedVersions"]
+
+
 def test_nothing_mentions_where_it_was_made(root: Path) -> None:
     scripts = [*(root / "opt/podfabric/bin").glob("fabric*"), root / "etc/systemd/system/fabricd.service",
                root / "opt/podfabric/pyvenv.cfg"]  # fmt: skip
