@@ -7,6 +7,7 @@ import struct
 import threading
 from collections import Counter
 from ipaddress import ip_address, ip_network
+from itertools import count
 
 import pytest
 from hypothesis import given, settings
@@ -226,7 +227,9 @@ def test_threads_see_no_torn_record(ends: int, forgetting: bool) -> None:
 
     def write(number: int) -> None:
         probe = FlowProbe(snapshot, packets[number:] + packets[:number])
-        for now in range(1000, 2000, 2):
+        for now in count(1000, 2):
+            if now >= 2000 and len(torn) > 5:  # on a busy machine the reader comes late
+                break
             probe.run(0, now, 4000 // ends, spread=500)
 
     def read() -> None:
