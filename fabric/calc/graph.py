@@ -187,7 +187,9 @@ def _again(node: Node, lease: Lease, held: _Facts | None, on_link: OnLink) -> _F
         return _facts(node, lease, on_link)
     if held.lease is lease:
         return held
-    if replace(lease, expires=held.lease.expires) == held.lease:  # renewed
+    was_limited, is_limited = held.lease.expires is not None, lease.expires is not None
+    # Renewed; a lease without a limit that gets one may be a reservation that its node took up (flannel's udp).
+    if was_limited == is_limited and replace(lease, expires=held.lease.expires) == held.lease:
         return replace(held, lease=lease, verdict=replace(held.verdict, lease=lease))
     return _facts(node, lease, on_link)
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from fabric.lab import state, system
 from fabric.lab.lab import remove
+from tests.scenarios import inside
 
 
 def traces() -> list[str]:
@@ -20,12 +19,8 @@ def traces() -> list[str]:
     found += [str(path) for path in state.RUN_DIR.parent.glob("fablab*")]
     shown = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
     found += re.findall(r"\S*(?:fablab|flannel|node\d)\S*", shown)
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            words = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            if re.search(r"fabricd .*fablab|fabric\.lab\.traffic|fabricctl lab", words):
-                found.append(words)
-    return found
+    ours = re.compile(r"fabricd .*fablab|fabric\.lab\.traffic|fabricctl lab")
+    return found + [words for words in inside.command_lines() if ours.search(words)]
 
 
 @pytest.fixture(scope="module", autouse=True)

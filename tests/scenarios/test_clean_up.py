@@ -83,17 +83,8 @@ def running(*words: str) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def commands() -> list[str]:
-    """Command lines of all processes."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):
-            found.append(entry.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
-    return found
-
-
 def any_process(word: str) -> bool:
-    return any(word in command for command in commands())
+    return any(word in command for command in inside.command_lines())
 
 
 PHASES: dict[str, Callable[[], bool]] = {

@@ -54,7 +54,7 @@ def test_any_path_leads_to_the_same_outcome(
             if variant is not None:
                 known[key] = lease(key, data, revision)
         for key in sorted(known)[renewed : renewed + 2]:
-            known[key] = replace(known[key], expires=2e9)
+            known[key] = replace(known[key], expires=2e9 if renewed % 3 else None)
         node = replace(node, underlay_mtu=node.underlay_mtu - 4) if moved else node
         on_link = on_link if links_now is None else dict(links_now)  # type: ignore[arg-type]
         leases = tuple(known[key] for key in sorted(known))
@@ -69,6 +69,15 @@ def test_a_renewed_lease_changes_nothing_but_its_verdict() -> None:
     after = calc.calculate(node, (replace(one, expires=2e9), two), memo)
     assert differing(before.forwarding.peers, after.forwarding.peers) == ([], [])
     assert [verdict.lease.expires for verdict in after.verdicts] == [2e9, two.expires]
+
+
+def test_a_reservation_that_gets_a_time_limit_has_its_node() -> None:
+    """flannel's udp publishes no type: only the limit tells the lease of a node from one that is kept for it."""
+    node, memo = NODES["udp"], calc.Memo()
+    reserved = lease("10.244.2.0-24", value("192.0.2.2", kind=""), expires=None)
+    for expires, peers in ((None, 0), (2e9, 1), (3e9, 1), (None, 0)):
+        found = calc.calculate(node, (replace(reserved, expires=expires),), memo)
+        assert len(found.forwarding.peers) == peers
 
 
 @given(
