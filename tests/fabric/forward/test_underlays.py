@@ -24,6 +24,12 @@ def ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True)
 
 
+def local_routes(netns: str) -> int:
+    """The kernel makes the routes to our addresses a moment after the addresses, by a work queue."""
+    words = ("ip", "-n", netns, "-6", "route", "show", "table", "local")
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.count("local 2001:db8:ff::")
+
+
 @pytest.fixture
 def netns() -> Iterator[str]:
     """A namespace whose loopback also has the addresses 2001:db8:ff::1 to ::4."""
@@ -33,6 +39,7 @@ def netns() -> Iterator[str]:
         ip("-n", name, "link", "set", "lo", "up")
         for host in range(1, 5):
             ip("-n", name, "addr", "add", f"2001:db8:ff::{host}/128", "dev", "lo", "nodad")
+        wait_for(lambda: local_routes(name) == 4)
         yield name
     finally:
         ip("netns", "del", name)
