@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 from pathlib import Path
 
 
@@ -46,3 +48,17 @@ def write_atomic(path: Path, data: bytes, mode: int, dir_mode: int) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def read_private(path: Path, limit: int, owner: int | None = None) -> bytes:
+    """At most `limit` bytes of a file that only root and `owner` (default: we) can have written.
+
+    Raises OSError: FileNotFoundError, EPERM for a file that others may write to or that is none, what reading raises.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    with os.fdopen(handle, "rb") as file:
+        found = os.fstat(handle)
+        expected = os.geteuid() if owner is None else owner
+        if not stat.S_ISREG(found.st_mode) or found.st_uid not in (0, expected) or found.st_mode & 0o022:
+            raise OSError(errno.EPERM, "others may write to it")
+        return file.read(limit)

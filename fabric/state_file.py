@@ -6,15 +6,13 @@ values, so reading them back goes through the same checks as the store's own.
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fabric import jsonsafe, leases
-from fabric.files import write_atomic
+from fabric.files import read_private, write_atomic
 from fabric.identity import ends
 from fabric.leases import LeaseFormatError
 from fabric.model import Lease
@@ -71,13 +69,8 @@ def save(directory: Path, data: bytes) -> None:
 def load(directory: Path) -> Remembered:
     """Read the file back. Anything unreadable in it counts as absent; never raises."""
     try:
-        handle = os.open(directory / NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with os.fdopen(handle, "rb") as file:
-            found = os.fstat(file.fileno())
-            # Whoever else could write it could redirect pods' traffic.
-            if not stat.S_ISREG(found.st_mode) or found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
-                return Remembered()
-            document = jsonsafe.loads(file.read(MAX_BYTES), max_bytes=MAX_BYTES)
+        # Whoever else could write it could redirect pods' traffic.
+        document = jsonsafe.loads(read_private(directory / NAME, MAX_BYTES), max_bytes=MAX_BYTES)
     except (OSError, jsonsafe.JsonError):
         return Remembered()
     if not isinstance(document, dict) or document.get("version") != VERSION:

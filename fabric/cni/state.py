@@ -15,7 +15,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import stat
 import struct
 import time
 import zlib
@@ -25,7 +24,7 @@ from pathlib import Path
 from fabric.cni.attachment import MAX_BYTES, Attachment, Record, parse_key, parse_record
 from fabric.cni.errors import IO_FAILURE, TRY_AGAIN_LATER, CniError
 from fabric.cni.logs import log
-from fabric.files import make_dir, write_atomic
+from fabric.files import make_dir, read_private, write_atomic
 
 DEFAULT_DIR = "/var/lib/cni/fabric"
 LOCK_NAME = ".lock"
@@ -190,15 +189,9 @@ def remove_temporaries(directory: Path, names: Iterable[str]) -> None:
 def read_file(path: Path) -> bytes | None:
     """The content of a file that only root and we can have written, None when there is none. Raises OSError."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        return read_private(path, MAX_BYTES)  # whoever else could write it could have us delete what is not ours
     except FileNotFoundError:
         return None
-    with os.fdopen(handle, "rb") as file:
-        found = os.fstat(handle)
-        # Whoever else could write it could have us delete what is not ours.
-        if not stat.S_ISREG(found.st_mode) or found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
-            raise OSError(errno.EPERM, "others may write to it")
-        return file.read(MAX_BYTES)
 
 
 def _failed(verb: str, path: Path, error: OSError) -> CniError:

@@ -6,8 +6,6 @@ that of the kernel under which it was written: no pod of another boot is alive.
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any, NamedTuple
 
 from fabric import jsonsafe
 from fabric.errors import FabricError
-from fabric.files import write_atomic
+from fabric.files import read_private, write_atomic
 from fabric.model import Endpoint
 from tun.netns import NetnsIdentity
 
@@ -83,21 +81,14 @@ def save(directory: Path, boot_id: str, pods: Iterable[Known]) -> None:
 def load(directory: Path, owner: int | None = None) -> Remembered:
     """Read the file back; what cannot be read counts as absent. Never raises. `owner` is whose it may be besides root.
     """
-    expected = os.geteuid() if owner is None else owner
     try:
-        handle = os.open(directory / NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        # Whoever else could write it could have us open namespaces and take over addresses.
+        document = jsonsafe.loads(read_private(directory / NAME, MAX_BYTES, owner), max_bytes=MAX_BYTES)
     except FileNotFoundError:
         return Remembered()
     except OSError as error:
         return Remembered(problem=error.strerror or str(error))
-    try:
-        with os.fdopen(handle, "rb") as file:
-            found = os.fstat(handle)
-            # Whoever else could write it could have us open namespaces and take over addresses.
-            if not stat.S_ISREG(found.st_mode) or found.st_uid not in (0, expected) or found.st_mode & 0o022:
-                return Remembered(problem="others may write to it")
-            document = jsonsafe.loads(file.read(MAX_BYTES), max_bytes=MAX_BYTES)
-    except (OSError, jsonsafe.JsonError) as error:
+    except jsonsafe.JsonError as error:
         return Remembered(problem=str(error))
     if not isinstance(document, dict) or document.get("version") != VERSION:
         return Remembered(problem="it is not of this version")

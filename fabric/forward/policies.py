@@ -12,10 +12,9 @@ from fabric.errors import DataplaneError
 from fabric.forward.enforcement import MOST_SERVICE_NETWORKS, Enforcement, RuleHits
 from fabric.model import Address, DataplaneSettings
 from fabric.policy import PolicySnapshot
+from fabric.policy.numbers import UNKNOWN
 
 DIRECTIONS = {DropReason.POLICY_EGRESS: "egress", DropReason.POLICY_INGRESS: "ingress"}
-UNKNOWN = "unknown rule"
-"""What the policy snapshot calls a rule that is long gone."""
 RECENT = 256
 """Denied flows that are remembered."""
 RawDenial = tuple[int, int | None, int, int, int, int, int, int]

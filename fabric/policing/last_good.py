@@ -6,14 +6,12 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fabric import jsonsafe
-from fabric.files import write_atomic
+from fabric.files import read_private, write_atomic
 from fabric.policing.documents import Given
 
 NAME = "policy.json"
@@ -43,13 +41,8 @@ def save(directory: Path, data: bytes) -> None:
 def load(directory: Path) -> Remembered:
     """Read it back; anything unreadable counts as absent. Never raises."""
     try:
-        handle = os.open(directory / NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with os.fdopen(handle, "rb") as file:
-            found = os.fstat(file.fileno())
-            # Whoever else could write it could let traffic pass.
-            if not stat.S_ISREG(found.st_mode) or found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
-                return {}
-            document = jsonsafe.loads(file.read(MAX_BYTES), max_bytes=MAX_BYTES)
+        # Whoever else could write it could let traffic pass.
+        document = jsonsafe.loads(read_private(directory / NAME, MAX_BYTES), max_bytes=MAX_BYTES)
     except (OSError, jsonsafe.JsonError):
         return {}
     if not isinstance(document, dict) or document.get("version") != VERSION:

@@ -6,6 +6,9 @@ from bisect import bisect_right
 
 from fabric.policy.rules import DIRECTIONS, Policy
 
+UNKNOWN = "unknown rule"
+"""The name of a rule that is long gone."""
+
 
 class Numbers:
     """`describe` works for every policy that is in force, and for replaced ones until 1,000 more have gone."""
@@ -42,10 +45,10 @@ class Numbers:
     def describe(self, number: int) -> str:
         bases = self.bases
         at = bisect_right(bases, number) - 1
-        owner = self.owners.get(bases[at], "unknown rule") if at >= 0 else "unknown rule"
+        owner = self.owners.get(bases[at], UNKNOWN) if at >= 0 else UNKNOWN
         offset = number - bases[at] if at >= 0 else 0
         if isinstance(owner, str):
-            return owner if offset == 0 else "unknown rule"
+            return owner if offset == 0 else UNKNOWN
         for rules in owner.rules:
             if rules is None:
                 continue
@@ -53,4 +56,4 @@ class Numbers:
                 rule = rules[offset]
                 return f"{owner.title} {rule.path}" + (f" ({rule.name})" if rule.name else "")
             offset -= len(rules)
-        return "unknown rule"
+        return UNKNOWN
