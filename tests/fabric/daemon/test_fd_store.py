@@ -130,5 +130,5 @@ def test_a_socket_of_an_earlier_run_is_known_again() -> None:
         assert not is_receive_socket(sock, LOOPBACK, port, shared=True)
         assert not is_receive_socket(sock, LOOPBACK, port + 1, shared=False)
         assert not is_receive_socket(sock, ip_address("127.0.0.2"), port, shared=False)
-        stream.bind(("127.0.0.1", port))
-        assert not is_receive_socket(stream, LOOPBACK, port, shared=False)
+        stream.bind(("127.0.0.1", 0))
+        assert not is_receive_socket(stream, LOOPBACK, stream.getsockname()[1], shared=False)
