@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """The whole path of a packet through one direction of a worker, without threads and devices.
 
-`EgressLoop` gives frames of the node port to `egress_frame`; what it queues is discarded, or sent when a socket is
+`EgressLoop` gives frames of the node port to the egress window; what it queues is discarded, or sent when a socket is
 given. `IngressLoop` gives UDP payloads to `take_message` and flushes the merger into a file descriptor. Both work
 on a real `Snapshot`, so the cost of a packet can be seen to depend, or not, on what the tables hold.
 """
@@ -14,15 +14,17 @@ from cython.cimports.encap.vtep import FORMAT_VXLAN
 from cython.cimports.fabric.forward.batch import (
     ARENA_SIZE,
     HEADROOM,
+    WINDOW,
     Egress,
+    Frame,
     egress_close,
     egress_flush,
     egress_open,
 )
-from cython.cimports.fabric.forward.egress import egress_frame
-from cython.cimports.fabric.forward.ingress import Ingress, ingress_close, ingress_open, take_message
+from cython.cimports.fabric.forward.egress import examine, forward_waiting
+from cython.cimports.fabric.forward.ingress import Ingress, ingress_close, ingress_open, settle, take_message
 from cython.cimports.fabric.forward.lane import Shared
-from cython.cimports.fabric.forward.snapshot import Snapshot
+from cython.cimports.fabric.forward.snapshot import Generation, Snapshot
 from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
 from cython.cimports.libc.stdlib import calloc, free
 from cython.cimports.libc.string import memcpy
@@ -79,7 +81,9 @@ class EgressLoop:
         lengths = cython.declare(uint32_t[8192])
         count: uint32_t = len(self.lengths)
         i: uint32_t
-        queued: uint64_t = 0
+        e: cython.pointer(Egress) = self.egress
+        g: cython.pointer(cython.const[Generation]) = cython.address(self.snapshot.generation)
+        queued: uint64_t = e.lane.packets
         offset: uint32_t
         vnet: VnetHeader
         vnet.flags = 0
@@ -96,18 +100,31 @@ class EgressLoop:
                 for i in range(count):
                     self.at = self.at + 1 if self.at + 1 < self.ports else 0
                     store16(self.egress.arena + offset + HEADROOM + 20, 1024 + self.at)
-                    queued += egress_frame(
-                        self.egress,
-                        cython.address(self.snapshot.generation),
-                        0,
-                        self.egress.arena + offset + HEADROOM,
-                        lengths[i],
-                        cython.address(vnet),
-                    )
+                    take_frame(e, g, offset + HEADROOM, lengths[i], cython.address(vnet))
                     offset += HEADROOM + lengths[i]
                     if i % BATCH == BATCH - 1 or i == count - 1:
-                        finish(self.egress, self.sending)
-        return queued
+                        forward_waiting(e, g, 0)
+                        finish(e, self.sending)
+        return e.lane.packets - queued
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def take_frame(
+    e: cython.pointer(Egress), g: cython.pointer(cython.const[Generation]), at: uint32_t, length: uint32_t,
+    vnet: cython.pointer(cython.const[VnetHeader]),
+) -> cython.void:
+    """What `read_port` does with a frame that it has read to this place of the arena."""
+    frame: cython.pointer(Frame) = cython.address(e.window[e.waiting])
+    if e.waiting == 0:
+        e.window_start = at - HEADROOM
+    frame.vnet = vnet[0]
+    if examine(e, g, 0, e.arena + at, length, frame):
+        frame.end = at + length
+        e.waiting += 1
+        if e.waiting == WINDOW:
+            forward_waiting(e, g, 0)
 
 
 @cython.cfunc
@@ -176,5 +193,6 @@ class IngressLoop:
                 for i in range(self.count):
                     take_message(self.ingress, g, cython.address(self.messages[i]), FORMAT_VXLAN)
                     if i % BATCH == BATCH - 1 or i == self.count - 1:
+                        settle(self.ingress, g)
                         merge_flush(cython.address(self.ingress.merger))
         return self.ingress.lane.packets

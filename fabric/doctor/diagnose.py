@@ -6,10 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fabric.doctor.evidence import NodeEvidence, PeerEvidence
+from fabric.doctor.evidence import POLICY, NodeEvidence, PeerEvidence
 
 MAC_REASONS = ("inner_mac",)
-POLICY = "policy"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+POLICY = "policy"  # how the reasons of what policy refuses begin
 Port = Literal["silent", "refused", "prohibited"]
 """What a datagram to a UDP port was answered with: nothing, ICMP port unreachable, another ICMP unreachable."""
 

@@ -19,7 +19,7 @@ from fabric.capture.session import RefusedPackets
 from fabric.capture.taps import Frame, Tap
 from fabric.control_client import ControlClient
 from fabric.doctor.checksums import is_wrong
-from fabric.doctor.evidence import NodeEvidence, PeerEvidence, Port
+from fabric.doctor.evidence import POLICY, NodeEvidence, PeerEvidence, Port
 from fabric.lab.echo import ping
 from routes.lookup import route_get
 from routes.vxlan import vxlan_devices
@@ -120,7 +120,8 @@ def watching(client: ControlClient, status: Object, public: str, port: int) -> I
         watched.counters.update({name: value - before.get(name, 0) for name, value in after.items()})
         watched.checksum_errors = _checksum_errors() - errors
         for packet, _ in refused.read()[0]:
-            if not packet["source"] or packet["source"] == public:
+            # What a local port was refused is no news of the peer, unless policy refused it: it may have been for it.
+            if packet["source"] == public or (not packet["source"] and packet["reason"].startswith(POLICY)):
                 watched.refused[packet["reason"]] += 1
         while tap is not None and (frame := tap.read()) is not None:
             _count(watched, frame, tap.link)

@@ -1,6 +1,8 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from encap.inner cimport Inner
 from fabric.forward.ingress cimport Ingress
 from fabric.forward.lane cimport Lane
+from tun.vnet cimport VnetHeader
 
 cdef enum:
     HEADROOM = 22                # VXLAN and inner Ethernet header in front of a frame
@@ -8,6 +10,7 @@ cdef enum:
     FRAME_ROOM = 65600           # vnet header and the longest frame
     SIDE_SIZE = 49152
     TAP_LINKS = 8
+    WINDOW = 8                   # frames read before the first of them is forwarded
 
 # A prefix whose addresses are neighbours on the underlay; host order as in Inner.
 cdef struct Link:
@@ -17,11 +20,23 @@ cdef struct Link:
     uint64_t low
     uint8_t family
 
+# A frame of a port between its checks and its way: its flow's record is loaded meanwhile.
+cdef struct Frame:
+    Inner inner
+    VnetHeader vnet
+    uint8_t* data                # IP header
+    uint32_t length
+    uint32_t end                 # of its room in the arena
+    uint64_t hash                # of its flow, or 0
+
 # The egress thread's side of the data path: its lane and the memory of one drain.
 cdef struct Egress:
     Lane lane
     uint8_t* arena               # frames of one drain, adjacent where they form a train
     uint32_t fill
+    Frame window[WINDOW]         # of one port
+    uint32_t waiting             # frames in it
+    uint32_t window_start        # `fill` before the first of them
     uint8_t* side                # headers of segments and fragments
     uint32_t side_fill
     uint64_t ports_version

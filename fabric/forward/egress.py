@@ -7,12 +7,14 @@ Theory of operation, in the order a frame goes:
    is sparse it does the ingress thread's work too (`joint`).
 2. `drain_port` reads a frame into the arena just behind the previous one, with room for the tunnel header in between:
    small packets of one drain are adjacent and leave as one UDP_SEGMENT train of a single iovec.
-3. `egress_frame` parses it, checks a pod's source address, finds the route (the last destination is remembered) and
-   the flow (`flow_track`), which policy may refuse and whose replies may have to leave by the node port.
-4. `to_tunnel` checks TTL and MTU; a superframe is cut by `cut_superframe` into headers in the side buffer and payload
+3. `examine` parses it, checks a pod's source address and has the flow's record loaded: records are far from the cache
+   between two batches. So up to WINDOW small frames are read before the first is forwarded.
+4. `forward` finds the route (the last destination is remembered) and the flow (`flow_track`), which policy may refuse
+   and whose replies may have to leave by the node port.
+5. `to_tunnel` checks TTL and MTU; a superframe is cut by `cut_superframe` into headers in the side buffer and payload
    pieces in place; a single packet gets its checksum finished and its tunnel header stamped in front of it.
    `to_port` hands a frame, superframes whole, to another port of this node.
-5. `egress_flush` sends what the drain has queued. A superframe is sent at once: read one, send one keeps it in cache.
+6. `egress_flush` sends what the drain has queued. A superframe is sent at once: read one, send one keeps it in cache.
 
 Order: a flow has one queue and one queue is in order. TTL is lowered where this node is an IP hop that no kernel
 counts: frames that a pod port sent, on their way to a VTEP or to another pod port (see docs/architecture.md).
@@ -25,10 +27,10 @@ from cython.cimports.encap.drops import DropReason
 from cython.cimports.encap.inner import IPPROTO_UDP, Inner, parse, unicast4, unicast6
 from cython.cimports.encap.net import poll
 from cython.cimports.encap.vtep import FORMAT_NONE, NO_VTEP, find_vtep
-from cython.cimports.fabric.forward.batch import ARENA_SIZE, FRAME_ROOM, HEADROOM, egress_flush
+from cython.cimports.fabric.forward.batch import ARENA_SIZE, FRAME_ROOM, HEADROOM, WINDOW, Egress, Frame, egress_flush
 from cython.cimports.fabric.forward.drop_ring import FROM_PORT, FROM_PORT_ETHERNET, Ring, ring_record
 from cython.cimports.fabric.forward.ethernet import unwrap
-from cython.cimports.fabric.forward.flow_track import BY_NODE_PORT, REFUSED_SHIFT, track, track_batch
+from cython.cimports.fabric.forward.flow_track import BY_NODE_PORT, REFUSED_SHIFT, foresee, track, track_batch
 from cython.cimports.fabric.forward.icmp import HOST_UNREACHABLE, NET_UNREACHABLE
 from cython.cimports.fabric.forward.ingress import ingress_turn
 from cython.cimports.fabric.forward.joint import SOCKET_TOKEN, follow, weigh
@@ -150,53 +152,91 @@ def drain_port(e, g, position):
 def read_port(e, g, position, count):
     """Up to BUDGET frames of a port."""
     fd: cython.int = g.ports[position].fds[e.lane.shared.worker]
-    vnet: VnetHeader
+    frame: cython.pointer(Frame)
     base: cython.pointer(uint8_t)
     n: cython.Py_ssize_t
-    link: uint32_t
-    ring: cython.pointer(Ring) = e.lane.ring
     _turn: uint32_t
     for _turn in range(BUDGET):
         if e.fill > ARENA_SIZE - HEADROOM:
+            forward_waiting(e, g, position)
             egress_flush(e)
         base = e.arena + e.fill + HEADROOM - VNET_HEADER_SIZE
         n = read(fd, base, FRAME_ROOM - HEADROOM)
         if n <= 0:
             if n < 0 and errno == EINTR:
                 continue
-            if n == 0 or errno in (EBADFD, EFAULT, ENODEV, EBADF):
-                # The device was deleted (0: the far end of a memory port): stop watching it, or it would stay ready
-                # for ever; the control plane makes a new one.
-                drop(cython.address(e.lane), DropReason.PORT_GONE)
-                epoll_ctl(e.lane.epoll, EPOLL_CTL_DEL, fd, cython.NULL)
-            elif errno != EAGAIN:
+            if n < 0 and errno not in (EAGAIN, EBADFD, EFAULT, ENODEV, EBADF):
                 # One frame is lost and the port lives: EINVAL for a GSO type that tun_put_user (drivers/net/tun.c)
                 # cannot express.
                 drop(cython.address(e.lane), DropReason.PORT_FAILED)
                 continue
-            return
-        if n <= VNET_HEADER_SIZE:
-            drop(cython.address(e.lane), DropReason.INNER_SHORT)
-            continue
-        memcpy(cython.address(vnet), base, VNET_HEADER_SIZE)
-        base += VNET_HEADER_SIZE
-        n -= VNET_HEADER_SIZE
-        link = 0
+            if n == 0 or errno != EAGAIN:
+                # The device was deleted (0: the far end of a memory port): stop watching it, or it would stay ready
+                # for ever; the control plane makes a new one.
+                drop(cython.address(e.lane), DropReason.PORT_GONE)
+                epoll_ctl(e.lane.epoll, EPOLL_CTL_DEL, fd, cython.NULL)
+            break
+        if e.waiting == 0:
+            e.window_start = e.fill
+        frame = cython.address(e.window[e.waiting])
+        if accept(e, g, position, base, cython.cast(uint32_t, n), count, frame):
+            e.fill += cython.cast(uint32_t, n) - VNET_HEADER_SIZE + HEADROOM
+            frame.end = e.fill
+            e.waiting += 1
+            if e.waiting == WINDOW or n > SMALL:
+                forward_waiting(e, g, position)
+    forward_waiting(e, g, position)
+
+
+@cython.cfunc
+@cython.inline
+@cython.nogil
+@cython.exceptval(check=False)
+def accept(
+    e: cython.pointer(Egress), g: cython.pointer(cython.const[Generation]), position: uint32_t,
+    base: cython.pointer(uint8_t), n: uint32_t, count: cython.pointer(PortCount), frame: cython.pointer(Frame),
+) -> cython.bint:
+    """What was read, `n` bytes from the virtio-net header on: counted and checked; False when it is dropped."""
+    ring: cython.pointer(Ring) = e.lane.ring
+    link: uint32_t = 0
+    if n <= VNET_HEADER_SIZE:
+        drop(cython.address(e.lane), DropReason.INNER_SHORT)
+        return False
+    memcpy(cython.address(frame.vnet), base, VNET_HEADER_SIZE)
+    base += VNET_HEADER_SIZE
+    n -= VNET_HEADER_SIZE
+    e.lane.refused = DropReason.PASS
+    if g.ports[position].ethernet:
+        link = LINK_HEADER
+        if not unwrap(e, cython.address(g.ports[position]), base, n, cython.address(frame.vnet)):
+            if ring != cython.NULL and e.lane.refused:
+                ring_record(ring, FROM_PORT_ETHERNET, e.lane.refused, position, base, n)
+            return False
+    count.frames_from += 1
+    count.bytes_from += n - link
+    if examine(e, g, position, base + link, n - link, frame):
+        return True
+    if ring != cython.NULL and e.lane.refused:
+        ring_record(ring, FROM_PORT, e.lane.refused, position, base + link, n - link)
+    return False
+
+
+def forward_waiting(e, g, position):
+    """Frames of the window in order; the arena keeps room up to the last one that a queue still refers to."""
+    ring: cython.pointer(Ring) = e.lane.ring
+    frame: cython.pointer(Frame)
+    i: uint32_t
+    if e.waiting == 0:
+        return
+    e.fill = e.window_start
+    for i in range(e.waiting):
+        frame = cython.address(e.window[i])
         e.lane.refused = DropReason.PASS
-        if g.ports[position].ethernet:
-            link = LINK_HEADER
-            if not unwrap(
-                e, cython.address(g.ports[position]), base, cython.cast(uint32_t, n), cython.address(vnet)
-            ):
-                if ring != cython.NULL and e.lane.refused:
-                    ring_record(ring, FROM_PORT_ETHERNET, e.lane.refused, position, base, cython.cast(uint32_t, n))
-                continue
-        count.frames_from += 1
-        count.bytes_from += cython.cast(uint32_t, n) - link
-        if egress_frame(e, g, position, base + link, cython.cast(uint32_t, n) - link, cython.address(vnet)):
-            e.fill += cython.cast(uint32_t, n) + HEADROOM
+        if forward(e, g, position, frame):
+            e.fill = frame.end
         elif ring != cython.NULL and e.lane.refused:
-            ring_record(ring, FROM_PORT, e.lane.refused, position, base + link, cython.cast(uint32_t, n) - link)
+            ring_record(ring, FROM_PORT, e.lane.refused, position, frame.data, frame.length)
+    e.waiting = 0
 
 
 def route_of(e, g, inner):
@@ -219,45 +259,65 @@ def route_of(e, g, inner):
     return e.last_route
 
 
-def egress_frame(e, g, position, frame, length, vnet):
-    """Forward one frame of a port; True when the arena must keep it until the flush."""
-    inner: Inner
+def examine(e, g, position, data, length, frame):
+    """Parse and check a frame, and look ahead for its flow."""
     port: cython.pointer(PortEntry) = cython.address(g.ports[position])
-    route: uint32_t
-    target: uint32_t
-    verdict: uint32_t
-    reason: cython.int = parse(frame, length, cython.address(inner))
+    inner: cython.pointer(Inner) = cython.address(frame.inner)
+    reason: cython.int = parse(data, length, inner)
     if reason == DropReason.PASS and port.kind == POD_PORT:
-        reason = check_pod(g, port, cython.address(inner))
+        reason = check_pod(g, port, inner)
     if reason != DropReason.PASS:
         drop(cython.address(e.lane), reason)
         return False
-    route = route_of(e, g, cython.address(inner))
+    frame.data = data
+    frame.length = length
+    frame.hash = foresee(cython.address(e.lane.tracker), g, inner, data)
+    return True
+
+
+def egress_frame(e, g, position, data, length, vnet):
+    """Forward one frame of a port; True when the arena must keep it until the flush."""
+    frame: Frame
+    frame.vnet = vnet[0]
+    return examine(e, g, position, data, length, cython.address(frame)) and forward(
+        e, g, position, cython.address(frame)
+    )
+
+
+def forward(e, g, position, frame):
+    """The way of a frame that has been checked."""
+    inner: cython.pointer(Inner) = cython.address(frame.inner)
+    vnet: cython.pointer(VnetHeader) = cython.address(frame.vnet)
+    port: cython.pointer(PortEntry) = cython.address(g.ports[position])
+    target: uint32_t
+    verdict: uint32_t
+    route: uint32_t = route_of(e, g, inner)
     if route == cython.cast(uint32_t, NO_ROUTE):
-        return no_route(e, g, position, frame, cython.address(inner), vnet)
+        return no_route(e, g, position, frame)
     target = route & POSITION_MASK
     if g.flows != cython.NULL:
-        verdict = track(cython.address(e.lane.tracker), g, cython.address(inner), frame, port.account)
+        verdict = track(cython.address(e.lane.tracker), g, inner, frame.data, port.account, frame.hash)
         if verdict > BY_NODE_PORT:
             drop(cython.address(e.lane), verdict >> REFUSED_SHIFT)
             return False
         if verdict == BY_NODE_PORT:
-            to_port(e, g, position, 0, frame, cython.address(inner), vnet)
+            to_port(e, g, position, 0, frame.data, inner, vnet)
             return False
     if route >> KIND_SHIFT == TO_VTEP:
-        return to_tunnel(e, g, position, cython.address(g.vteps.vteps[target]), frame, cython.address(inner), vnet)
+        return to_tunnel(e, g, position, cython.address(g.vteps.vteps[target]), frame.data, inner, vnet)
     if route >> KIND_SHIFT == TO_HOST:
-        return to_host(e, g, position, cython.address(g.vteps.vteps[target]), frame, cython.address(inner), vnet)
+        return to_host(e, g, position, cython.address(g.vteps.vteps[target]), frame)
     if target == position:
         drop(cython.address(e.lane), DropReason.NO_ROUTE)
-        answer(e, g, position, frame, cython.address(inner), HOST_UNREACHABLE, 0)
+        answer(e, g, position, frame.data, inner, HOST_UNREACHABLE, 0)
         return False
-    to_port(e, g, position, target, frame, cython.address(inner), vnet)
+    to_port(e, g, position, target, frame.data, inner, vnet)
     return False
 
 
-def no_route(e, g, position, frame, inner, vnet):
+def no_route(e, g, position, frame):
     """A destination outside the fabric."""
+    inner: cython.pointer(Inner) = cython.address(frame.inner)
     verdict: uint32_t
     if not (
         unicast4(cython.cast(uint32_t, inner.dst_low)) if inner.family == 4 else unicast6(inner.dst_high, inner.dst_low)
@@ -267,26 +327,30 @@ def no_route(e, g, position, frame, inner, vnet):
     if g.ports[position].kind == POD_PORT:
         # Everything outside the fabric is the host's business: its kernel routes and translates.
         if g.flows != cython.NULL:
-            verdict = track(cython.address(e.lane.tracker), g, inner, frame, g.ports[position].account)
+            verdict = track(
+                cython.address(e.lane.tracker), g, inner, frame.data, g.ports[position].account, frame.hash
+            )
             if verdict > BY_NODE_PORT:
                 drop(cython.address(e.lane), verdict >> REFUSED_SHIFT)
                 return False
-        to_port(e, g, position, 0, frame, inner, vnet)
+        to_port(e, g, position, 0, frame.data, inner, cython.address(frame.vnet))
         return False
     drop(cython.address(e.lane), DropReason.NO_ROUTE)
-    answer(e, g, position, frame, inner, NET_UNREACHABLE, 0)
+    answer(e, g, position, frame.data, inner, NET_UNREACHABLE, 0)
     return False
 
 
-def to_host(e, g, position, vtep, frame, inner, vnet):
+def to_host(e, g, position, vtep, frame):
     """A VTEP to which the host has a plain route; what the host gives us all the same is sent as we can."""
+    inner: cython.pointer(Inner) = cython.address(frame.inner)
+    vnet: cython.pointer(VnetHeader) = cython.address(frame.vnet)
     if g.ports[position].kind == POD_PORT:
-        to_port(e, g, position, 0, frame, inner, vnet)
+        to_port(e, g, position, 0, frame.data, inner, vnet)
         return False
     if vtep.format != FORMAT_NONE:
-        return to_tunnel(e, g, position, vtep, frame, inner, vnet)
+        return to_tunnel(e, g, position, vtep, frame.data, inner, vnet)
     drop(cython.address(e.lane), DropReason.NO_ROUTE)
-    answer(e, g, position, frame, inner, NET_UNREACHABLE, 0)
+    answer(e, g, position, frame.data, inner, NET_UNREACHABLE, 0)
     return False
 
 

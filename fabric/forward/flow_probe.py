@@ -70,7 +70,7 @@ class FlowProbe:
         if parse(data, len(packet), cython.address(inner)) != DropReason.PASS:
             raise ValueError("the packet is malformed")
         self.tracker.now = now
-        return track(self.tracker, cython.address(self.snapshot.generation), cython.address(inner), data, entry)
+        return track(self.tracker, cython.address(self.snapshot.generation), cython.address(inner), data, entry, 0)
 
     def run(self, entry: int, now: int, rounds: int, spread: int = 0) -> int:
         """All packets `rounds` times; how many had to leave by the node port. `spread`: see `torn`."""
@@ -89,7 +89,7 @@ class FlowProbe:
                     if width:
                         by = 1 + self.inners[i].sport % width
                         self.tracker.now = start + by
-                    total += track(self.tracker, g, cython.address(self.inners[i]), self.bytes + self.starts[i], by)
+                    total += track(self.tracker, g, cython.address(self.inners[i]), self.bytes + self.starts[i], by, 0)
         return total
 
     def torn(self, spread: int, rounds: int) -> int:

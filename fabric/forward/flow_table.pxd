@@ -1,5 +1,6 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from fabric.forward.flow_key cimport SECRET_WORDS, FlowKey
+from fabric.forward.kernel cimport prefetch
 
 cdef enum:
     WAYS = 8                     # flows of a bucket
@@ -91,6 +92,18 @@ cdef inline uint64_t tag_of(uint64_t hash) noexcept nogil:
 # The other bucket of a key; the first is `hash & mask`.
 cdef inline uint32_t second_of(const Table* t, uint64_t hash) noexcept nogil:
     return <uint32_t>(hash >> 22) & t.mask
+
+
+# Where in its bucket a flow is put if that place is free: most are found where a reader has looked ahead.
+cdef inline uint32_t way_for(uint64_t hash) noexcept nogil:
+    return <uint32_t>(hash >> 45) % WAYS
+
+
+# Load what a lookup will most likely need: both cache lines are far when a flow has been silent for a while.
+cdef inline void look_ahead(const Table* t, uint64_t hash) noexcept nogil:
+    cdef uint32_t first = <uint32_t>hash & t.mask
+    prefetch(t.buckets + first)
+    prefetch(t.flows + first * WAYS + way_for(hash))
 
 
 # The top bit of each 16-bit lane that may hold `tag`: the lowest one does, others have to be compared.

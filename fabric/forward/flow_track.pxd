@@ -1,9 +1,9 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from encap.inner cimport IPPROTO_TCP, WHOLE, Inner
+from encap.inner cimport IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, WHOLE, Inner
 from fabric.forward.denials cimport Denials
-from fabric.forward.flow_key cimport FlowKey
+from fabric.forward.flow_key cimport FlowKey, flow_hash, flow_key
 from fabric.forward.flow_state cimport TCP_FIN, TCP_RST, TCP_SYN
-from fabric.forward.flow_table cimport Bucket, Flow, FlowRest, Found
+from fabric.forward.flow_table cimport Bucket, Flow, FlowRest, Found, look_ahead
 from fabric.forward.flow_write cimport Insertion
 from fabric.forward.fragments cimport Fragments
 from fabric.forward.kernel cimport RELAXED, atomic_load
@@ -44,14 +44,14 @@ cdef struct Tracker:
 
 cdef void track_batch(Tracker* k, const Generation* g) noexcept nogil
 cdef uint32_t track_flow(Tracker* k, const Generation* g, const Inner* inner, const uint8_t* packet,
-                         uint32_t entry) noexcept nogil
+                         uint32_t entry, uint64_t hash) noexcept nogil
 cdef uint32_t track_fragment(Tracker* k, const Generation* g, const Inner* inner, uint32_t entry) noexcept nogil
 cdef uint32_t track_icmp(Tracker* k, const Generation* g, const Inner* inner, const uint8_t* packet,
                          uint32_t entry) noexcept nogil
 cdef uint32_t track_error(Tracker* k, const Generation* g, const Inner* inner, const uint8_t* packet,
                           uint32_t entry) noexcept nogil
 cdef uint32_t follow(Tracker* k, const Generation* g, const Inner* inner, const uint8_t* packet, uint32_t flags,
-                     uint32_t entry) noexcept nogil
+                     uint32_t entry, uint64_t hash) noexcept nogil
 # Ask policy and keep account of its answer: PASS or the DropReason.
 cdef uint8_t refuse(Tracker* k, const Generation* g, const Question* q, uint32_t entry, Answer* a) noexcept nogil
 cdef uint8_t refuse_packet(Tracker* k, const Generation* g, const Inner* inner, const uint8_t* packet,
@@ -71,9 +71,29 @@ cdef uint32_t account_of(const Generation* g, const Inner* inner, uint32_t entry
 cdef uint32_t local_account(const Generation* g, uint8_t family, uint64_t high, uint64_t low) noexcept nogil
 
 
-# Verdict on a packet that came in by `entry`: the account of a pod port, NODE_ENTRY or UNDERLAY_ENTRY.
+# Some packets ahead: work out the hash of the packet's flow and have its record loaded meanwhile. 0 where nothing is
+# worked out: for one more packet of the last flow, and for what has no flow of its own (see track_flow).
+cdef inline uint64_t foresee(const Tracker* k, const Generation* g, const Inner* inner,
+                             const uint8_t* packet) noexcept nogil:
+    cdef const FlowMemo* m = &k.memo
+    cdef FlowKey key
+    cdef uint64_t hash
+    if (g.flows == NULL or inner.fragment != WHOLE or inner.protocol == IPPROTO_ICMP
+            or inner.protocol == IPPROTO_ICMPV6):
+        return 0
+    if (m.src_low == inner.src_low and m.dst_low == inner.dst_low and m.sport == inner.sport
+            and m.dport == inner.dport):
+        return 0
+    flow_key(inner, packet, &key)
+    hash = flow_hash(&key, &g.flows.secret[0])
+    look_ahead(g.flows, hash)
+    return hash
+
+
+# Verdict on a packet that came in by `entry`: the account of a pod port, NODE_ENTRY or UNDERLAY_ENTRY. `hash` is that
+# of `foresee`, or 0.
 cdef inline uint32_t track(Tracker* k, const Generation* g, const Inner* inner, const uint8_t* packet,
-                           uint32_t entry) noexcept nogil:
+                           uint32_t entry, uint64_t hash) noexcept nogil:
     cdef const FlowMemo* m = &k.memo
     if (m.src_low == inner.src_low and m.dst_low == inner.dst_low and m.sport == inner.sport
             and m.dport == inner.dport and m.protocol == inner.protocol and m.entry == entry and m.now == k.now
@@ -81,4 +101,4 @@ cdef inline uint32_t track(Tracker* k, const Generation* g, const Inner* inner, 
             and inner.fragment == WHOLE and atomic_load(&m.bucket.sequence, RELAXED) == m.sequence
             and not (inner.protocol == IPPROTO_TCP and packet[inner.l4 + 13] & (TCP_FIN | TCP_SYN | TCP_RST))):
         return m.verdict
-    return track_flow(k, g, inner, packet, entry)
+    return track_flow(k, g, inner, packet, entry, hash)

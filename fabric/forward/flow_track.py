@@ -64,7 +64,7 @@ from cython.cimports.fabric.forward.policing import ask, ask_again, ask_fragment
 from cython.cimports.fabric.forward.snapshot import KIND_SHIFT, POSITION_MASK, TO_PORT
 from cython.cimports.fabric.policy.judge import NO_RULE as NOBODY
 from cython.cimports.fabric.policy.judge import Answer, Question
-from cython.cimports.libc.stdint import uint8_t, uint16_t, uint32_t, uint64_t
+from cython.cimports.libc.stdint import uint8_t, uint16_t, uint32_t
 from cython.cimports.libc.string import memset
 from cython.cimports.posix.time import clock_gettime, timespec
 from cython.cimports.routes.fib import lookup4, lookup6
@@ -83,7 +83,7 @@ def track_batch(k, g):
     flow_sweep(g.flows, SWEEP, k.now)
 
 
-def track_flow(k, g, inner, packet, entry):
+def track_flow(k, g, inner, packet, entry, hash):
     """`track` of a packet that is not like the last one."""
     verdict: uint32_t
     if inner.fragment == LATER_FRAGMENT:
@@ -92,7 +92,7 @@ def track_flow(k, g, inner, packet, entry):
         verdict = track_icmp(k, g, inner, packet, entry)
     else:
         verdict = follow(
-            k, g, inner, packet, packet[inner.l4 + 13] if inner.protocol == IPPROTO_TCP else 0, entry
+            k, g, inner, packet, packet[inner.l4 + 13] if inner.protocol == IPPROTO_TCP else 0, entry, hash
         )
     if inner.fragment != WHOLE:
         fragment_note(cython.address(k.fragments), inner, verdict, g.rules_number, k.now)
@@ -126,21 +126,22 @@ def track_icmp(k, g, inner, packet, entry):
         reason = refuse_packet(k, g, inner, packet, entry)
         if reason != DropReason.PASS:
             return cython.cast(uint32_t, reason) << REFUSED_SHIFT
-    return follow(k, g, inner, packet, 0, entry)
+    return follow(k, g, inner, packet, 0, entry, 0)
 
 
-def follow(k, g, inner, packet, flags, entry):
+def follow(k, g, inner, packet, flags, entry, hash):
     """Find or make the packet's flow and bring it forward; the verdict."""
     key: FlowKey
     found: Found
     rest: FlowRest
     side: uint32_t = flow_key(inner, packet, cython.address(key))
-    hash: uint64_t = flow_hash(cython.address(key), cython.address(g.flows.secret[0]))
     verdict: uint32_t
     result: uint32_t
     refused: uint8_t = DropReason.PASS
     stale: cython.bint
     _turn: uint32_t
+    if hash == 0:
+        hash = flow_hash(cython.address(key), cython.address(g.flows.secret[0]))
     for _turn in range(TRIES):
         if not flow_lookup(g.flows, cython.address(key), hash, cython.address(found)) or is_over(
             cython.address(found), flags, k.now

@@ -42,6 +42,7 @@ from cython.cimports.fabric.forward.flow_table import (
     same_key,
     second_of,
     tag_of,
+    way_for,
 )
 from cython.cimports.fabric.forward.kernel import (
     ACQUIRE,
@@ -153,8 +154,8 @@ def present(
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def free_way(t: cython.pointer(Table), first: uint32_t, second: uint32_t) -> uint32_t:
-    """A free place in the emptier bucket, or NOWHERE."""
+def free_way(t: cython.pointer(Table), first: uint32_t, second: uint32_t, wanted: uint32_t) -> uint32_t:
+    """A free place in the emptier bucket, the `wanted` one where it can be had, or NOWHERE."""
     way: uint32_t
     i: uint32_t
     at: uint32_t
@@ -169,7 +170,8 @@ def free_way(t: cython.pointer(Table), first: uint32_t, second: uint32_t) -> uin
         for way in range(WAYS):
             if t.buckets[at].classes[way] == FREE:
                 count += 1
-                here = at * WAYS + way
+                if count == 1 or way == wanted:
+                    here = at * WAYS + way
         if count > most:
             most = count
             best = here
@@ -217,7 +219,7 @@ def victim(
 @cython.exceptval(check=False)
 def make_room(
     t: cython.pointer(Table), fresh: cython.pointer(cython.const[Flow]), first: uint32_t, second: uint32_t,
-    now: uint32_t,
+    wanted: uint32_t, now: uint32_t,
 ) -> uint32_t:
     """A free place for a new flow in its taken buckets, or NOWHERE, counted as refused."""
     rank: uint32_t = 0
@@ -225,7 +227,7 @@ def make_room(
         fresh.account != 0
         and atomic_load32(cython.address(t.charged[fresh.account]), RELAXED) >= t.quota
     )
-    index: uint32_t = NOWHERE if full else free_way(t, first, second)
+    index: uint32_t = NOWHERE if full else free_way(t, first, second, wanted)
     if index != NOWHERE:
         return index
     index = victim(t, first, second, fresh.account if full else 0, now, cython.address(rank))
@@ -277,7 +279,7 @@ def insert_taken(
         if found.expires > now and not (fresh.state == SYN_SENT and gives_way(found.flow.state)):
             return PRESENT
         clear(t, index, EXPIRED if found.expires <= now else REPLACED)
-    index = make_room(t, fresh, first, second, now)
+    index = make_room(t, fresh, first, second, way_for(hash), now)
     if index == NOWHERE:
         return REFUSED
     copy_in(t.rests + index, rest, cython.sizeof(FlowRest) // 8)

@@ -1,6 +1,6 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from encap.inner cimport Inner
-from encap.receive cimport Message, Receiver
+from encap.receive cimport RECEIVE_BUFFERS, Message, Receiver
 from encap.vtep cimport Vtep
 from fabric.forward.lane cimport Lane
 from fabric.forward.snapshot cimport Generation, PortEntry
@@ -8,11 +8,27 @@ from tun.merge cimport Merger
 
 cdef enum:
     NO_TARGET = 0x7FFFFFFF       # no port is known yet
+    ARRIVALS = 8                 # datagrams examined before the first of them is forwarded
+
+# A datagram between its checks and its way.
+cdef struct Arrival:
+    Inner inner
+    const Message* message       # that it came in
+    uint8_t* datagram
+    uint8_t* packet              # IP header
+    uint32_t length              # of the datagram
+    uint32_t gso_size            # of a UDP superframe, else 0
+    uint32_t position            # of the sender's VTEP
+    uint64_t hash                # of the packet's flow, or 0
+    uint8_t form
 
 cdef struct Ingress:
     Lane lane
     Receiver receiver
     Merger merger
+    Message messages_at[RECEIVE_BUFFERS]
+    Arrival arrivals[ARRIVALS]   # examined, not yet forwarded
+    uint32_t waiting             # so many of them
     uint64_t parks               # wake-ups of the parked thread
     uint32_t watched             # sockets this thread reads: the first so many of `Shared`
     uint32_t drops_seen[4]       # per socket, SO_RXQ_OVFL as last reported
@@ -42,10 +58,10 @@ cdef void take_message(Ingress* s, const Generation* g, const Message* m, uint8_
 # Reads every socket once while there is no generation to judge by.
 cdef void refuse_all(Ingress* s) noexcept nogil
 cdef void refuse_message(Ingress* s, const Message* m, uint8_t form, int reason) noexcept nogil
-cdef uint32_t inner_superframe(const Message* m, uint8_t form) noexcept nogil
-cdef int take_datagram(Ingress* s, const Generation* g, const Message* m, uint8_t form, uint32_t position, uint8_t* data,
-                       uint32_t length, uint32_t gso_size) noexcept nogil
-cdef int admit(Ingress* s, const Generation* g, uint32_t position, const Inner* inner) noexcept nogil
+cdef void refuse(Ingress* s, const Arrival* a, int reason) noexcept nogil
+# Forward what waits; before the messages' memory is used again.
+cdef void settle(Ingress* s, const Generation* g) noexcept nogil
+cdef int forward(Ingress* s, const Generation* g, Arrival* a) noexcept nogil
 cdef int hand_over(Ingress* s, const Generation* g, uint32_t position, uint8_t* packet, Inner* inner,
                    uint32_t gso_size) noexcept nogil
 cdef uint32_t jumbo_gso_size(const PortEntry* port, const uint8_t* packet, const Inner* inner) noexcept nogil

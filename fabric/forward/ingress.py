@@ -6,10 +6,12 @@ Theory of operation, in the order a datagram goes:
 1. `ingress_run` sleeps in epoll on the receive sockets, then receives until they are empty or all buffers are used.
 2. `take_message` finds the sender's VTEP by the outer source address (nothing is accepted from anyone else, nor in a
    format that is neither ours nor the sender's) and cuts a UDP_GRO message into its datagrams.
-3. `take_datagram` checks the VXLAN and the inner Ethernet header, parses the packet, applies the outer ECN field.
-4. `admit` holds the packet to what this VTEP may send (the inner source must route back to it) and to what lives here
-   (the inner destination must be a local port): nothing is ever sent back to the underlay.
-   Policy may refuse its flow; a reply of a flow that entered by the node port goes there instead (`flow_track`).
+3. `examine` checks the VXLAN and the inner Ethernet header, parses the packet and has its flow's record loaded: records
+   are far from the cache between two batches. So ARRIVALS datagrams are examined before the first is forwarded.
+4. `forward` applies the outer ECN field. `admit` holds the packet to what this VTEP may send (the inner source must
+   route back to it) and to what lives here (the inner destination must be a local port): nothing is ever sent back to
+   the underlay. Policy may refuse its flow; a reply of a flow that entered by the node port goes there instead
+   (`flow_track`).
 5. `hand_over` lowers the TTL in front of a pod port and gives the packet to the merger, which joins segments of a
    flow into superframes across everything one drain has received, and writes.
 
@@ -22,10 +24,9 @@ answered by us in front of a pod port.
 """
 
 import cython
-from cython.cimports.encap.bytes import load16
 from cython.cimports.encap.drops import DropReason
 from cython.cimports.encap.ecn import decapsulated_ecn, set_ecn
-from cython.cimports.encap.inner import IPPROTO_TCP, IPPROTO_UDP, WHOLE, Inner, decrement_ttl, parse
+from cython.cimports.encap.inner import IPPROTO_TCP, IPPROTO_UDP, WHOLE, Inner, decrement_ttl
 from cython.cimports.encap.receive import (
     RECEIVE_BUFFERS,
     Message,
@@ -43,7 +44,8 @@ from cython.cimports.encap.transmit import (
     transmitter_open,
 )
 from cython.cimports.encap.vtep import FORMAT_NONE, FORMAT_VXLAN, NO_VTEP, Vtep, find_vtep
-from cython.cimports.encap.vxlan import ENCAPSULATION, ETHERTYPE_IPV6, check_ethernet, check_header, stamp
+from cython.cimports.encap.vxlan import ENCAPSULATION, stamp
+from cython.cimports.fabric.forward.arrival import admit, examine, inner_superframe
 from cython.cimports.fabric.forward.drop_ring import ring_record_from
 from cython.cimports.fabric.forward.ethernet import deliver
 from cython.cimports.fabric.forward.flow_table import UNDERLAY_ENTRY
@@ -62,20 +64,10 @@ from cython.cimports.fabric.forward.kernel import (
     epoll_wait,
 )
 from cython.cimports.fabric.forward.lane import PortCount, lane_enter, lane_idle, monotonic, write_frame
-from cython.cimports.fabric.forward.snapshot import (
-    KIND_SHIFT,
-    POD_PORT,
-    POSITION_MASK,
-    TO_HOST,
-    TO_PORT,
-    TO_VTEP,
-    Generation,
-    PortEntry,
-)
+from cython.cimports.fabric.forward.snapshot import POD_PORT, Generation, PortEntry
 from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
 from cython.cimports.libc.string import memset
 from cython.cimports.posix.unistd import close, read
-from cython.cimports.routes.fib import lookup4, lookup6
 from cython.cimports.tun.merge import merge_add, merge_flush, merge_init, merge_superframe
 from cython.cimports.tun.vnet import VNET_HEADER_SIZE, VnetHeader
 
@@ -164,7 +156,7 @@ def ingress_turn(s):
 
 def drain_sockets(s, g):
     """Receive until empty or out of buffers, then flush; True when buffers ran out and there may be more."""
-    message: Message
+    message: cython.pointer(Message)
     first: uint32_t = 0
     n: cython.int
     i: uint32_t
@@ -178,11 +170,13 @@ def drain_sockets(s, g):
             if n <= 0:
                 break
             for i in range(first, first + n):
-                read_message(cython.address(s.receiver), i, cython.address(message), cython.address(s.drops_seen[k]))
-                take_message(s, g, cython.address(message), s.lane.shared.formats[k])
+                message = cython.address(s.messages_at[i])
+                read_message(cython.address(s.receiver), i, message, cython.address(s.drops_seen[k]))
+                take_message(s, g, message, s.lane.shared.formats[k])
             first += n
             if n == 1 and message.gso_size == 0:
                 break  # a packet that came alone is rarely followed at once; if so, epoll says so
+    settle(s, g)
     s.turn += 1
     merge_flush(cython.address(s.merger))
     if s.lane.transmitter.dirty:
@@ -217,23 +211,9 @@ def refuse_message(s, m, form, reason):
         )
 
 
-def inner_superframe(m, form):
-    """Inner segment size when the whole message is one datagram holding a UDP superframe, else 0.
-
-    The kernel reports gso_size both for merged datagrams and for a tunnelled UDP superframe. The first inner IP
-    length tells them apart: it fills the message in the second case, one datagram in the first.
-    """
-    offset: uint32_t = ENCAPSULATION if form == FORMAT_VXLAN else 0
-    if m.gso_size == 0 or m.length < offset + 40:
-        return 0
-    total: uint32_t = load16(m.data + offset + 2)
-    if m.data[offset] >> 4 == 6:
-        total = cython.cast(uint32_t, load16(m.data + offset + 4)) + 40
-    return m.gso_size if total + offset == m.length else 0
-
-
 def take_message(s, g, m, form):
-    """Cut a message into datagrams; each is forwarded or counted as dropped."""
+    """Cut a message into datagrams; each waits to be forwarded (`settle`), or is counted as dropped."""
+    arrival: cython.pointer(Arrival)
     position: uint32_t
     offset: uint32_t = 0
     size: uint32_t
@@ -258,93 +238,70 @@ def take_message(s, g, m, form):
         if size > step:
             size = step
         s.datagrams += 1
-        s.target = NO_TARGET
-        reason = take_datagram(s, g, m, form, position, m.data + offset, size, hint)
-        if reason != DropReason.PASS:
-            s.lane.drops[reason] += 1
-            if s.lane.ring != cython.NULL:
-                ring_record_from(s.lane.ring, reason, m.family, m.high, m.low, form, m.data + offset, size)
-            if s.target != NO_TARGET:
-                s.lane.ports[g.ports[s.target].slot].drops += 1
+        if s.waiting == ARRIVALS:
+            settle(s, g)
+        arrival = cython.address(s.arrivals[s.waiting])
+        arrival.message = m
+        arrival.form = form
+        arrival.position = position
+        arrival.datagram = m.data + offset
+        arrival.length = size
+        arrival.gso_size = hint
+        reason = examine(s, g, arrival)
+        if reason == DropReason.PASS:
+            s.waiting += 1
+        else:
+            refuse(s, arrival, reason)
         offset += size
 
 
-def take_datagram(s, g, m, form, position, data, length, gso_size):
-    """One datagram: PASS when handed over, else the drop reason."""
-    inner: Inner
-    vtep: cython.pointer(Vtep) = cython.address(g.vteps.vteps[position])
+def refuse(s, a, reason):
+    """Count and record one datagram."""
+    s.lane.drops[reason] += 1
+    if s.lane.ring != cython.NULL:
+        ring_record_from(
+            s.lane.ring, reason, a.message.family, a.message.high, a.message.low, a.form, a.datagram, a.length
+        )
+
+
+def settle(s, g):
+    """What waits is forwarded, in order, or counted as dropped."""
+    arrival: cython.pointer(Arrival)
     reason: cython.int
+    i: uint32_t
+    for i in range(s.waiting):
+        arrival = cython.address(s.arrivals[i])
+        s.target = NO_TARGET
+        reason = forward(s, g, arrival)
+        if reason != DropReason.PASS:
+            refuse(s, arrival, reason)
+            if s.target != NO_TARGET:
+                s.lane.ports[g.ports[s.target].slot].drops += 1
+    s.waiting = 0
+
+
+def forward(s, g, a):
+    """One datagram that has been checked: PASS when handed over, else the drop reason."""
+    inner: cython.pointer(Inner) = cython.address(a.inner)
     verdict: uint32_t
     ecn: cython.int
-    if form == FORMAT_VXLAN:
-        reason = check_header(data, length, g.vni, g.strict)
-        if reason != DropReason.PASS:
-            return reason
-        reason = check_ethernet(
-            data + 8, cython.address(vtep.own_mac[0]), cython.NULL if vtep.any_mac else cython.address(vtep.mac[0])
-        )
-        if reason != DropReason.PASS:
-            return reason
-        data += ENCAPSULATION
-        length -= ENCAPSULATION
-    reason = parse(data, length, cython.address(inner))
+    reason: cython.int = admit(s, g, a.position, inner)
     if reason != DropReason.PASS:
         return reason
-    if form == FORMAT_VXLAN and ((data - 2)[0] == ETHERTYPE_IPV6 >> 8) != (inner.family == 6):
-        return DropReason.INNER_VERSION
-    reason = admit(s, g, position, cython.address(inner))
-    if reason != DropReason.PASS:
-        return reason
-    if m.tos & 3:
-        ecn = decapsulated_ecn(m.tos, inner.tos)
+    if a.message.tos & 3:
+        ecn = decapsulated_ecn(a.message.tos, inner.tos)
         if ecn < 0:
             return DropReason.ECN_CE_NOT_ECT
         if ecn != inner.tos & 3:
-            set_ecn(data, cython.cast(uint8_t, ecn))
+            set_ecn(a.packet, cython.cast(uint8_t, ecn))
     s.target = s.last_target
     if g.flows != cython.NULL:
-        verdict = track(cython.address(s.lane.tracker), g, cython.address(inner), data, UNDERLAY_ENTRY)
+        verdict = track(cython.address(s.lane.tracker), g, inner, a.packet, UNDERLAY_ENTRY, a.hash)
         if verdict > BY_NODE_PORT:
             return verdict >> REFUSED_SHIFT
         if verdict == BY_NODE_PORT:
             s.target = 0
-    return hand_over(s, g, position, data, cython.address(inner), gso_size)
-
-
-def admit(s, g, position, inner):
-    """PASS when source and destination are allowed; `last_target` is then the port position."""
-    route: uint32_t
-    if (
-        s.last_src_low == inner.src_low
-        and s.last_dst_low == inner.dst_low
-        and s.last_vtep == position
-        and s.last_number == g.number
-        and s.last_src_high == inner.src_high
-        and s.last_dst_high == inner.dst_high
-        and s.last_family == inner.family
-    ):
-        return DropReason.PASS
-    if inner.family == 4:
-        route = lookup4(g.fib, cython.cast(uint32_t, inner.src_low))
-    else:
-        route = lookup6(g.fib, inner.src_high, inner.src_low)
-    if route != (TO_VTEP << KIND_SHIFT | position) and route != (TO_HOST << KIND_SHIFT | position):
-        return DropReason.SOURCE_NOT_LEASED
-    if inner.family == 4:
-        route = lookup4(g.fib, cython.cast(uint32_t, inner.dst_low))
-    else:
-        route = lookup6(g.fib, inner.dst_high, inner.dst_low)
-    if route >> KIND_SHIFT != TO_PORT:
-        return DropReason.DESTINATION_NOT_LOCAL
-    s.last_number = g.number
-    s.last_vtep = position
-    s.last_family = inner.family
-    s.last_src_high = inner.src_high
-    s.last_src_low = inner.src_low
-    s.last_dst_high = inner.dst_high
-    s.last_dst_low = inner.dst_low
-    s.last_target = route & POSITION_MASK
-    return DropReason.PASS
+    return hand_over(s, g, a.position, a.packet, inner, a.gso_size)
 
 
 def jumbo_gso_size(port, packet, inner):

@@ -31,6 +31,7 @@ cdef extern from * nogil:
     uint32_t atomic_add32 "__atomic_add_fetch" (uint32_t*, uint32_t, int)
     void fence "__atomic_thread_fence" (int)
     int trailing_zeros "__builtin_ctzll" (uint64_t)
+    void prefetch "__builtin_prefetch" (const void*)
     enum:
         ORDERED "__ATOMIC_SEQ_CST"
         RELAXED "__ATOMIC_RELAXED"

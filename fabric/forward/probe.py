@@ -17,7 +17,7 @@ from cython.cimports.encap.receive import Message
 from cython.cimports.encap.vxlan import ENCAPSULATION
 from cython.cimports.fabric.forward.batch import HEADROOM, Egress, egress_close, egress_flush, egress_open
 from cython.cimports.fabric.forward.egress import egress_frame
-from cython.cimports.fabric.forward.ingress import Ingress, ingress_close, ingress_open, take_message
+from cython.cimports.fabric.forward.ingress import Ingress, ingress_close, ingress_open, settle, take_message
 from cython.cimports.fabric.forward.lane import Lane
 from cython.cimports.fabric.forward.mutate import Corpus, draw, mutate, pick_seed, repair
 from cython.cimports.fabric.forward.snapshot import Generation
@@ -75,6 +75,7 @@ def feed_message(s, message, payload):
     memcpy(data, payload, message.length)
     message.data = data
     take_message(s, cython.cast(cython.pointer(Generation), s.lane.shared.current), message, s.lane.shared.formats[0])
+    settle(s, cython.cast(cython.pointer(Generation), s.lane.shared.current))
     merge_flush(cython.address(s.merger))
     free(data)
     if s.lane.packets + refused(cython.address(s.lane), False) - settled != s.datagrams - before:

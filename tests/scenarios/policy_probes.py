@@ -25,6 +25,7 @@ Cell = tuple[int, str, str, str, int]
 IPPROTO_SCTP = 132
 AGAIN_SECONDS = 0.3
 DEADLINE_SECONDS = 8.0
+FIRST_PORT, PORTS = 20_000, 12_000  # of UDP probes, below the ephemeral ones
 INIT_TAG_AT = 16  # common header (12), chunk header (4)
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with RST
 
@@ -71,6 +72,7 @@ class Round:
     """Probes under way: `arrived` what came to its destination, `answered` what came back."""
 
     number: int
+    asking: set[tuple[str, int]] = field(default_factory=set)  # ends of the connections that were asked for
     arrived: set[Cell] = field(default_factory=set)
     answered: set[Cell] = field(default_factory=set)
 
@@ -140,7 +142,9 @@ class Pods:
         with suppress(BlockingIOError):
             while True:
                 made, sender = listener.accept()
-                self._came(sender[0], "TCP", at)
+                # One of an earlier round, whose last segment was late, is not this one's.
+                if sender[:2] in self.round.asking:
+                    self._came(sender[0], "TCP", at)
                 self._accepted.append(made)
 
     def _receive(self, sock: socket.socket, at: tuple[int, str, int]) -> None:
@@ -229,7 +233,8 @@ class Asking:
             elif (family, source, protocol) not in self._others:
                 raw = protocol == "SCTP"
                 made = socket.socket(domain, socket.SOCK_RAW if raw else socket.SOCK_DGRAM, IPPROTO_SCTP if raw else 0)
-                made.bind((self.pods.addresses[source][family], 0))
+                port = 0 if raw else FIRST_PORT + self.pods.round.number % PORTS
+                made.bind((self.pods.addresses[source][family], port))
                 self._others[family, source, protocol] = made
                 if not raw:
                     self.pods.loop.watch(made, select.EPOLLIN, partial(self._answer, made, family, source))
@@ -253,6 +258,7 @@ class Asking:
         found = sock.connect_ex((address, cell[4]))
         if found not in (0, errno.EINPROGRESS):
             raise AssertionError(f"{cell}: {errno.errorcode[found]} at once")
+        self.pods.round.asking.add(sock.getsockname()[:2])
         self.pods.loop.watch(sock, select.EPOLLOUT, partial(self._connected, cell, sock))
 
     def _connected(self, cell: Cell, sock: socket.socket) -> None:
