@@ -19,6 +19,7 @@ LAZY = {
     "capture": "fabric.cli.capture",
     "completion": "fabric.cli.completion",
     "doctor": "fabric.cli.doctor",
+    "explain": "fabric.cli.explain",
     "extcap": "fabric.cli.extcap",
     "flows": "fabric.cli.flows",
     "install": "fabric.cli.install",

@@ -22,6 +22,7 @@ from tun.netns import NetnsIdentity, identify
 
 if TYPE_CHECKING:
     from fabric.forward.policies import Denied
+    from fabric.forward.rehearse import LiveTables
     from fabric.policy import PolicySnapshot
 
 
@@ -94,6 +95,9 @@ class Dataplane(Ports, Protocol):
 
     def flows(self, cursor: int, limit: int) -> tuple[list[dict[str, object]], int | None]:
         """A page of tracked connections, and where the next one begins, None at the end."""
+
+    def live(self) -> LiveTables:
+        """The tables as they are, for a packet that is not sent."""
 
     def record_drops(self, enabled: bool) -> None:
         """Take refused packets down from now on, or no longer."""

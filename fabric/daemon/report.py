@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fabric.daemon.control import Method
 from fabric.errors import DataplaneError, FabricError
+from fabric.explain import door as explaining
 from fabric.leases import parse_mac
 from fabric.model import Address, KernelDevice, KernelRoute, Lease
 from fabric.policing import door as policing
@@ -36,6 +37,7 @@ def methods(node: Node) -> Mapping[str, Method]:
         "port.add": lambda params, passed: policing.add_port(node, _ready(node), params, passed),
         "flows": lambda params, passed: flows(node, params),
         "drops": lambda params, passed: drops(node, params),
+        "explain": lambda params, passed: explaining.explain(node, peers(node), params),
         "port.delete": lambda params, passed: port_delete(node, params),
         "port.counters": lambda params, passed: node.forwarding.dataplane.port_counters(),
         "port.list": lambda params, passed: [item for item in node.pods.endpoints() if item["kind"] in ("tun", "tap")],

@@ -28,6 +28,7 @@ from fabric.forward.flow_memory import FlowMemory
 from fabric.forward.policies import Denied, Policies
 from fabric.forward.ports import WorkerPort
 from fabric.forward.refused import refused_packet
+from fabric.forward.rehearse import LiveTables
 from fabric.forward.snapshot import Snapshot
 from fabric.forward.tables import Tables
 from fabric.forward.tunnel_offload import TunnelOffload
@@ -55,6 +56,7 @@ class Dataplane:
         self._workers: list[Worker] = []
         self._threads: list[threading.Thread] = []
         self._state: ForwardingState | None = None
+        self._snapshot: Snapshot | None = None
         self._generation = 0
         self._tables = Tables()
         self._ports_version = 0
@@ -251,6 +253,7 @@ class Dataplane:
             raise DataplaneError(f"peers cannot be compiled, keeping the last ones: {error}") from None
         if self._memory is not None:
             self._memory.remember()
+        self._snapshot = snapshot
         for worker in self._workers:
             worker.swap(snapshot)
         self._settle()
@@ -319,6 +322,7 @@ class Dataplane:
         The devices of pod ports stay in their pods for the next run (`attach_port`), with their addresses and routes.
         """
         self._stop_workers()
+        self._snapshot = None
         for port in [*self._ports, *self._pods]:
             port.device.close()
         self._tunnel_offload.close()
@@ -376,6 +380,17 @@ class Dataplane:
         if self._flows is None:
             raise DataplaneError("no connections are tracked: the daemon runs with --flow-table 0")
         return self._flows.page(cursor, limit, int(time.monotonic()))
+
+    def live(self) -> LiveTables:
+        """The tables as they are, to run a packet through that is not sent. Raises DataplaneError without any."""
+        if self._snapshot is None or self._state is None:
+            raise DataplaneError("no packet passes through this fabricd: the kernel carries them, or it is not ready")
+        transmit = {
+            family: [sock.getsockname()[1] for sock in socks] for family, socks in self._underlay.transmit.items()
+        }
+        return LiveTables(
+            self._snapshot, self._state, self._ports, self.settings, self._flows, self._policies.snapshot, transmit
+        )
 
     def record_drops(self, enabled: bool) -> None:
         """Take down the beginning of packets that are refused from now on, or no longer."""

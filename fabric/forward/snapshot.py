@@ -175,3 +175,12 @@ class Snapshot:
     def route(self, address) -> int | None:
         """Route value for an inner destination, None when there is no route."""
         return self.fib.lookup(address)
+
+    def vtep(self, position: int) -> str | None:
+        """Name of the peer at `position` of the table of VTEPs, None when there is none."""
+        found = self.vteps.at(position)
+        return None if found is None else found[0]
+
+    def vtep_from(self, address) -> str | None:
+        """Name of the peer whose datagrams come from this underlay address, None when there is none."""
+        return self.vteps.find(address)

@@ -16,6 +16,7 @@ from fabric.daemon.node import Node
 from fabric.daemon.parts import Parts
 from fabric.daemon.sources import SqliteSource
 from fabric.errors import DataplaneError, FabricError
+from fabric.forward.rehearse import LiveTables
 from fabric.model import Address, DataplaneSettings, Encapsulation, Endpoint, ForwardingState, Network, RefusedPacket
 from fabric.policy import PolicySnapshot
 from fabric.store.base import Store
@@ -132,6 +133,9 @@ class FakeDataplane:
 
     def flows(self, cursor: int, limit: int) -> tuple[list[dict[str, object]], int | None]:
         return [{"protocol": 6, "place": place} for place in range(cursor, min(cursor + limit, 5))], None
+
+    def live(self) -> LiveTables:
+        raise DataplaneError("no packets pass through this fabricd")
 
     def record_drops(self, enabled: bool) -> None:
         self.journal.step(f"record_drops {enabled}")
