@@ -38,7 +38,7 @@ from cython.cimports.fabric.forward.flow_table import (
     tag_of,
 )
 from cython.cimports.fabric.forward.flow_track import track_batch
-from cython.cimports.fabric.forward.ingress import take_message
+from cython.cimports.fabric.forward.ingress import settle, take_message
 from cython.cimports.fabric.forward.policing import ask, police
 from cython.cimports.fabric.forward.snapshot import LINK_HEADER, MAX_WORKERS, SLOTS
 from cython.cimports.fabric.policy.judge import NO_RULE, Answer, Question
@@ -186,6 +186,7 @@ class Rehearsal:
         if message.length > skip:
             self._meet(data + skip, message.length - skip)
         take_message(self.ingress, g, cython.address(message), form)
+        settle(self.ingress, g)
         merge_flush(cython.address(self.ingress.merger))
 
     def _meet(self, packet, length):
