@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """What the ends of a flow are told when policy cuts it and is to let them know (`podfabric.io/established: reset`).
 
-`flow_track` says which refused packets are answered: a few of each side, within a rate. TCP: an RST to both ends. The
+`standing` says which refused packets are answered: those of a few seconds, within a rate. TCP: an RST to both ends. The
 sender's goes back by the way the packet came, the receiver's takes the way that the packet would have taken. Other
 protocols: an ICMP error "administratively prohibited" to the sender, as for any packet that a router refuses.
 """

@@ -36,6 +36,7 @@ from cython.cimports.fabric.forward.flow_key import (
 )
 from cython.cimports.fabric.forward.flow_state import (
     KEPT,
+    OWED,
     TCP_ACK,
     TCP_RST,
     TCP_SYN,
@@ -57,7 +58,7 @@ from cython.cimports.fabric.forward.flow_write import PLACED, REFUSED, flow_inse
 from cython.cimports.fabric.forward.fragments import UNMATCHED, fragment_note, fragment_verdict
 from cython.cimports.fabric.forward.policing import ask, ask_again, ask_fragment, may_report, police, police_fragment
 from cython.cimports.fabric.forward.snapshot import KIND_SHIFT, POSITION_MASK, TO_PORT
-from cython.cimports.fabric.forward.standing import cut_verdict, goes_on, judge_again, record, set_rules
+from cython.cimports.fabric.forward.standing import cut_verdict, goes_on, judge_again, pass_second, record, set_rules
 from cython.cimports.fabric.policy.judge import NO_RULE as NOBODY
 from cython.cimports.fabric.policy.judge import Answer, Question
 from cython.cimports.libc.stdint import uint8_t, uint16_t, uint32_t, uint64_t
@@ -167,8 +168,8 @@ def follow(k, g, inner, packet, flags, entry):
             break
     verdict = way_of(cython.address(found.flow), side, entry)
     if found.flow.refused:
-        verdict = cut_verdict(k, g, cython.address(found), side, verdict)
-    if not verdict & ANSWER:
+        verdict = cut_verdict(k, cython.address(found.flow), side, verdict)
+    if not found.flow.standing & OWED:
         remember(k, g, inner, entry, cython.address(found), verdict)
     return verdict
 
@@ -234,6 +235,7 @@ def advance(flow, side, flags, entry, now):
         if flow.seen[side] == now:
             return False
         flow.seen[side] = now
+        pass_second(flow, side)
         return True
     if side != flow.origin or flow.key.protocol == IPPROTO_TCP:
         state = next_state(state, flags, side != flow.origin)

@@ -8,9 +8,10 @@ remembers what came of it (`Flow.standing`), so that the next packet only compar
   SYN of the same ends is another connection, which `follow` has judged as one.
 - *re-evaluate*: it is cut. It keeps its place, and nothing of it passes in either direction until it has been silent
   for long or the rules let it begin again. What is cut is not established: rules that would keep it come too late.
-- *reset*: it is cut, and the first ANSWERS refused packets of each side are answered (`cut`), within a rate. One would
-  not do: the number of an RST may be old, and the end then answers with a challenge ACK that has the right one for the
-  next (RFC 5961 section 3.2); what the rate holds up stays owed.
+- *reset*: it is cut, and refused packets are answered (`cut`), within a rate, in the first OWED_SECONDS seconds in
+  which their side sends any. One answer would not do. The number of an RST may be old: of a transfer, acknowledgments
+  for all that is under way are still to come, and only the last one names the number that its sender expects then. Or
+  the end answers with a challenge ACK that has the right one for the next (RFC 5961 section 3.2).
 
 A refusal in which no rule was asked, such as of a pod that is not known for a moment, changes none of this.
 
@@ -24,19 +25,18 @@ from cython.cimports.encap.inner import IPPROTO_TCP
 from cython.cimports.fabric.forward.denials import note_denial
 from cython.cimports.fabric.forward.enforcement import count_rules
 from cython.cimports.fabric.forward.flow_state import (
-    ANSWERS,
     CUT,
     KEPT,
     OWED,
+    OWED_SECONDS,
     OWED_SHIFT,
     PICKED_UP,
     TOLD,
     UNREPLIED,
     denied_state,
 )
-from cython.cimports.fabric.forward.flow_table import NO_RULE, Flow, FlowRest
+from cython.cimports.fabric.forward.flow_table import NO_RULE, FlowRest
 from cython.cimports.fabric.forward.flow_track import ANSWER, REFUSED_SHIFT
-from cython.cimports.fabric.forward.flow_write import flow_store
 from cython.cimports.fabric.forward.icmp import allow
 from cython.cimports.fabric.forward.policing import ask_again, police
 from cython.cimports.fabric.policy.judge import KEEP, RESET, Answer, Question
@@ -104,13 +104,17 @@ def settle(flow, reason, a):
     return reason
 
 
-def cut_verdict(k, g, found, side, way):
+def pass_second(flow, side):
+    """`side` has sent in another second."""
+    if flow.standing >> (OWED_SHIFT + 2 * side) & OWED_SECONDS:
+        flow.standing -= cython.cast(uint8_t, 1 << (OWED_SHIFT + 2 * side))
+
+
+def cut_verdict(k, flow, side, way):
     """Refused, on the `way` that it would have gone, and answered while answers are owed."""
-    flow: cython.pointer(Flow) = cython.address(found.flow)
     verdict: uint32_t = cython.cast(uint32_t, flow.refused) << REFUSED_SHIFT | way
-    shift: uint32_t = OWED_SHIFT + 2 * side
     now: timespec
-    if not flow.standing >> shift & ANSWERS:
+    if not flow.standing >> (OWED_SHIFT + 2 * side) & OWED_SECONDS:
         return verdict
     clock_gettime(CLOCK_MONOTONIC_COARSE, cython.address(now))
     if not allow(
@@ -118,7 +122,4 @@ def cut_verdict(k, g, found, side, way):
         cython.cast(uint64_t, now.tv_sec) * 1_000_000_000 + cython.cast(uint64_t, now.tv_nsec),
     ):
         return verdict
-    flow.standing -= cython.cast(uint8_t, 1 << shift)
-    # Where somebody else has changed it meanwhile there is one answer more.
-    flow_store(g.flows, found, cython.NULL, k.now)
     return verdict | ANSWER
