@@ -51,7 +51,7 @@ def table(found: Sequence[Mapping[str, Any]]) -> Any:
             flow["protocol"],
             _end(flow["source"], flow["sport"]), tables.text(flow["source_name"]),
             _end(flow["destination"], flow["dport"]), tables.text(flow["destination_name"]),
-            flow["state"] + ("" if flow["allowed"] else " (refused)"),
+            flow["state"] + (f" ({flow['standing']})" if flow["standing"] else ""),
             tables.text(flow["entry"] or "-"), tables.text(flow["reply_entry"] or "-"),
             f"{flow['idle']} s", tables.duration(flow["expires_in"]),
         )  # fmt: skip

@@ -151,9 +151,10 @@ def delete(kind: str, name: str, api_version: str, run_dir: str) -> None:
 @_run_dir
 @_as_json
 def diff(filename: str | None, run_dir: str, as_json: bool) -> None:
-    """Which live flows of this node would be cut by the objects of a file, or by the staged policies.
+    """Which live flows of this node the objects of a file, or the staged policies, would refuse, and what would become
+    of them: cut, reset (cut, and their ends told) or kept.
 
-    Exit code 3 means that there are some.
+    Exit code 3 means that some would be cut.
     """
     params: dict[str, Any] = {} if filename is None else {"objects": read_objects(filename)}
     found = _ask(run_dir, "policy.diff", params)

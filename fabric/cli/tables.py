@@ -176,19 +176,20 @@ def print_policies(result: Mapping[str, Any], console: Console | None = None) ->
 
 
 def print_cut_flows(result: Mapping[str, Any], console: Console | None = None) -> None:
-    """What is compared, then one row per flow that would be cut."""
+    """One row per flow that would be refused, then how many."""
     console = console or Console()
     if result["shown"]:
-        table = grid("PROTOCOL", "FROM", "TO", "PORT", "STATE", "CUT BY")
+        table = grid("PROTOCOL", "FROM", "TO", "PORT", "STATE", "FATE", "BY")
         for flow in result["shown"]:
             table.add_row(
                 flow["protocol"], text(_named(flow["source"], flow["source_pod"])),
                 text(_named(flow["destination"], flow["destination_pod"])),
-                "-" if flow["port"] is None else str(flow["port"]), flow["state"], text(flow["rule"]),
+                "-" if flow["port"] is None else str(flow["port"]), flow["state"], flow["fate"], text(flow["rule"]),
             )  # fmt: skip
         console.print(table)
     changes = ", ".join(result["changes"])
-    console.print(text(f"{changes} would cut {result['cut']} of {result['flows']} live flows of this node"))
+    kept = f", and keep {result['kept']} that it would not let begin" if result["kept"] else ""
+    console.print(text(f"{changes} would cut {result['cut']} of {result['flows']} live flows of this node{kept}"))
 
 
 def _named(address: str, pod: str) -> str:

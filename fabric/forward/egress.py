@@ -28,9 +28,10 @@ from cython.cimports.encap.inner import IPPROTO_UDP, Inner, parse, unicast4, uni
 from cython.cimports.encap.net import poll
 from cython.cimports.encap.vtep import FORMAT_NONE, NO_VTEP, find_vtep
 from cython.cimports.fabric.forward.batch import ARENA_SIZE, FRAME_ROOM, HEADROOM, WINDOW, Egress, Frame, egress_flush
+from cython.cimports.fabric.forward.cut import refuse_frame
 from cython.cimports.fabric.forward.drop_ring import FROM_PORT, FROM_PORT_ETHERNET, Ring, ring_record
 from cython.cimports.fabric.forward.ethernet import unwrap
-from cython.cimports.fabric.forward.flow_track import BY_NODE_PORT, REFUSED_SHIFT, foresee, track, track_batch
+from cython.cimports.fabric.forward.flow_track import BY_NODE_PORT, foresee, track, track_batch
 from cython.cimports.fabric.forward.icmp import HOST_UNREACHABLE, NET_UNREACHABLE
 from cython.cimports.fabric.forward.ingress import ingress_turn
 from cython.cimports.fabric.forward.joint import SOCKET_TOKEN, follow, weigh
@@ -298,8 +299,7 @@ def forward(e, g, position, frame):
     if g.flows != cython.NULL:
         verdict = track(cython.address(e.lane.tracker), g, inner, frame.data, port.account, frame.hash)
         if verdict > BY_NODE_PORT:
-            drop(cython.address(e.lane), verdict >> REFUSED_SHIFT)
-            return False
+            return refuse_frame(e, g, position, route, verdict, frame.data, inner)
         if verdict == BY_NODE_PORT:
             to_port(e, g, position, 0, frame.data, inner, vnet)
             return False
@@ -331,8 +331,7 @@ def no_route(e, g, position, frame):
                 cython.address(e.lane.tracker), g, inner, frame.data, g.ports[position].account, frame.hash
             )
             if verdict > BY_NODE_PORT:
-                drop(cython.address(e.lane), verdict >> REFUSED_SHIFT)
-                return False
+                return refuse_frame(e, g, position, cython.cast(uint32_t, NO_ROUTE), verdict, frame.data, inner)
         to_port(e, g, position, 0, frame.data, inner, cython.address(frame.vnet))
         return False
     drop(cython.address(e.lane), DropReason.NO_ROUTE)

@@ -11,7 +11,7 @@ from cython.cimports.encap.inner import Inner, parse
 from cython.cimports.fabric.forward.denials import read_denials
 from cython.cimports.fabric.forward.flow_key import FlowKey, flow_hash, flow_key
 from cython.cimports.fabric.forward.flow_table import Found, Table, flow_lookup
-from cython.cimports.fabric.forward.flow_track import BY_NODE_PORT, REFUSED_SHIFT, Tracker, track
+from cython.cimports.fabric.forward.flow_track import ANSWER, BY_NODE_PORT, REFUSED_SHIFT, Tracker, track
 from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
 from cython.cimports.libc.stdlib import calloc, free, malloc
 from cython.cimports.libc.string import memcpy
@@ -59,6 +59,11 @@ class FlowProbe:
         """The same: the drop reason by which policy refuses it, 0 when it may pass."""
         verdict: uint32_t = self._track(packet, entry, now)
         return verdict >> REFUSED_SHIFT
+
+    def answered(self, packet: bytes, entry: int, now: int) -> bool:
+        """The same: whether the ends of its flow are told that it is refused."""
+        verdict: uint32_t = self._track(packet, entry, now)
+        return verdict > BY_NODE_PORT and verdict & ANSWER != 0
 
     def denied(self) -> list:
         """As `Worker.denied`, of this tracker."""

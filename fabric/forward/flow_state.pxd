@@ -28,6 +28,15 @@ cdef enum FlowState:
     DENIED_EARLY = 11            # the same before it was
     STATES = 12
 
+# Bits of a flow's `standing`. Above them, two bits for each side: in how many more seconds its packets are answered.
+cdef enum Standing:
+    KEPT = 1                     # a policy refuses it, and lets what was established go on
+    CUT = 2                      # a policy refuses it
+    TOLD = 4                     # ... and lets its ends know
+    OWED_SHIFT = 4
+    OWED = 0xF0
+    OWED_SECONDS = 3             # ... at most
+
 cdef uint8_t first_state(uint8_t protocol, uint32_t flags) noexcept nogil
 # After a packet with these TCP flags from the side that began (or, with `reply`, from the other).
 cdef uint8_t next_state(uint8_t state, uint32_t flags, bint reply) noexcept nogil

@@ -41,7 +41,7 @@ cdef struct Flow:
     uint8_t refused              # DropReason by which that policy cuts it, 0 = allowed
     uint8_t icmp_type            # of its first packet
     uint8_t icmp_code
-    uint8_t spare
+    uint8_t standing             # what policies have said of it since it began: Standing of flow_state
 
 # What only judging and showing need.
 cdef struct FlowRest:

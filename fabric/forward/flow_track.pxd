@@ -6,6 +6,7 @@ from fabric.forward.flow_state cimport TCP_FIN, TCP_RST, TCP_SYN
 from fabric.forward.flow_table cimport Bucket, Flow, FlowRest, Found, look_ahead
 from fabric.forward.flow_write cimport Insertion
 from fabric.forward.fragments cimport Fragments
+from fabric.forward.icmp cimport IcmpLimiter
 from fabric.forward.kernel cimport RELAXED, atomic_load
 from fabric.forward.snapshot cimport Generation
 from fabric.policy.judge cimport Answer, Question
@@ -13,11 +14,12 @@ from fabric.policy.judge cimport Answer, Question
 cdef enum:
     SWEEP = 4                    # buckets per batch
 
-# A packet's verdict: one of these, or REFUSED_SHIFT of the DropReason by which policy refuses it.
+# A packet's verdict: a way, and above REFUSED_SHIFT the DropReason by which policy refuses it on that way.
 cdef enum:
     FOLLOW_ROUTE = 0
     BY_NODE_PORT = 1             # a reply of a flow that entered by the node port
-    REFUSED_SHIFT = 1
+    ANSWER = 2                   # refused, and the ends of its flow are to be told (`cut`)
+    REFUSED_SHIFT = 2
 
 # The last packet's flow and verdict: a run of one flow is looked up once a second.
 cdef struct FlowMemo:
@@ -41,6 +43,7 @@ cdef struct Tracker:
     FlowMemo memo
     Fragments fragments
     Denials denials
+    IcmpLimiter limiter          # of answers to packets of cut flows, by their accounts
 
 cdef void track_batch(Tracker* k, const Generation* g) noexcept nogil
 cdef uint32_t track_flow(Tracker* k, const Generation* g, const Inner* inner, const uint8_t* packet,
@@ -56,8 +59,6 @@ cdef uint32_t follow(Tracker* k, const Generation* g, const Inner* inner, const 
 cdef uint8_t refuse(Tracker* k, const Generation* g, const Question* q, uint32_t entry, Answer* a) noexcept nogil
 cdef uint8_t refuse_packet(Tracker* k, const Generation* g, const Inner* inner, const uint8_t* packet,
                            uint32_t entry) noexcept nogil
-# Judge a flow under rules that are newer than its verdict.
-cdef void judge_again(Tracker* k, const Generation* g, Flow* flow, FlowRest* rest) noexcept nogil
 cdef bint may_pass_error(const Generation* g, const Inner* inner, const Flow* flow, uint32_t side) noexcept nogil
 cdef Insertion admit_flow(Tracker* k, const Generation* g, const Inner* inner, const uint8_t* packet,
                           const FlowKey* key, uint32_t side, uint32_t flags, uint32_t entry, uint64_t hash,
@@ -66,7 +67,6 @@ cdef bint advance(Flow* flow, uint32_t side, uint32_t flags, uint32_t entry, uin
 cdef uint32_t way_of(const Flow* flow, uint32_t side, uint32_t entry) noexcept nogil
 cdef void remember(Tracker* k, const Generation* g, const Inner* inner, uint32_t entry, const Found* found,
                    uint32_t verdict) noexcept nogil
-cdef void set_rules(FlowRest* rest, const Answer* a) noexcept nogil
 cdef uint32_t account_of(const Generation* g, const Inner* inner, uint32_t entry) noexcept nogil
 cdef uint32_t local_account(const Generation* g, uint8_t family, uint64_t high, uint64_t low) noexcept nogil
 

@@ -13,9 +13,8 @@ its own addresses only, and a VTEP those of its lease. A flow whose port is gone
 
 `admit_flow` is where a new flow is decided: by policy (`policing`), once, and what is refused leaves no record. A flow
 remembers the number of the rules under which it was judged. When that is not the generation's, its next packet has it
-judged again; refused then, it keeps its place and nothing of it passes in either direction until it has been silent for
-long or the rules change. A flow for which there is no room is not tracked: each of its packets follows the
-routes and is judged as a first one.
+judged again; refused then, it is kept or cut (`standing`). A flow for which there is no room is not tracked: each of
+its packets follows the routes and is judged as a first one.
 
 Limits: TCP flows that began before the daemon did are met in the middle; the side that speaks first then counts as the
 one that began, for policy too: where only the other side may begin, it has to speak first.
@@ -25,7 +24,6 @@ import cython
 from cython.cimports.encap.drops import DropReason
 from cython.cimports.encap.inner import IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, LATER_FRAGMENT, WHOLE
 from cython.cimports.fabric.forward.denials import note_denial
-from cython.cimports.fabric.forward.enforcement import count_rules
 from cython.cimports.fabric.forward.flow_key import (
     NO_QUOTE,
     FlowKey,
@@ -37,12 +35,11 @@ from cython.cimports.fabric.forward.flow_key import (
     quoted_key,
 )
 from cython.cimports.fabric.forward.flow_state import (
-    PICKED_UP,
+    KEPT,
+    OWED,
     TCP_ACK,
     TCP_RST,
     TCP_SYN,
-    UNREPLIED,
-    denied_state,
     first_state,
     gives_way,
     is_settled,
@@ -51,7 +48,6 @@ from cython.cimports.fabric.forward.flow_state import (
 from cython.cimports.fabric.forward.flow_table import (
     ACCOUNTS,
     NO_ENTRY,
-    NO_RULE,
     NODE_ENTRY,
     Flow,
     FlowRest,
@@ -62,6 +58,7 @@ from cython.cimports.fabric.forward.flow_write import PLACED, REFUSED, flow_inse
 from cython.cimports.fabric.forward.fragments import UNMATCHED, fragment_note, fragment_verdict
 from cython.cimports.fabric.forward.policing import ask, ask_again, ask_fragment, may_report, police, police_fragment
 from cython.cimports.fabric.forward.snapshot import KIND_SHIFT, POSITION_MASK, TO_PORT
+from cython.cimports.fabric.forward.standing import cut_verdict, goes_on, judge_again, pass_second, record, set_rules
 from cython.cimports.fabric.policy.judge import NO_RULE as NOBODY
 from cython.cimports.fabric.policy.judge import Answer, Question
 from cython.cimports.libc.stdint import uint8_t, uint16_t, uint32_t
@@ -95,7 +92,8 @@ def track_flow(k, g, inner, packet, entry, hash):
             k, g, inner, packet, packet[inner.l4 + 13] if inner.protocol == IPPROTO_TCP else 0, entry, hash
         )
     if inner.fragment != WHOLE:
-        fragment_note(cython.address(k.fragments), inner, verdict, g.rules_number, k.now)
+        # Later ones are not answered: they quote no ports.
+        fragment_note(cython.address(k.fragments), inner, verdict & ~ANSWER, g.rules_number, k.now)
     return verdict
 
 
@@ -154,14 +152,14 @@ def follow(k, g, inner, packet, flags, entry, hash):
                 return cython.cast(uint32_t, refused) << REFUSED_SHIFT
             if result == PLACED:
                 break
-        elif side != found.flow.origin and flags & (TCP_SYN | TCP_ACK) == TCP_SYN and g.rules.active:
-            # A reply does not open connections: this is one in the other direction.
-            refused = refuse_packet(k, g, inner, packet, entry)
-            if refused != DropReason.PASS:
-                return cython.cast(uint32_t, refused) << REFUSED_SHIFT
         stale = found.flow.policy != g.rules_number
         if stale:
             judge_again(k, g, cython.address(found.flow), cython.address(rest))
+        if flags & (TCP_SYN | TCP_ACK) == TCP_SYN and (side != found.flow.origin or found.flow.standing & KEPT):
+            # A reply does not open connections, nor does one that is kept: this is another.
+            refused = refuse_packet(k, g, inner, packet, entry)
+            if refused != DropReason.PASS:
+                return cython.cast(uint32_t, refused) << REFUSED_SHIFT
         # Somebody else may change the bucket between reading and storing.
         if not advance(cython.address(found.flow), side, flags, entry, k.now) and not stale:
             break
@@ -169,11 +167,11 @@ def follow(k, g, inner, packet, flags, entry, hash):
             g.flows, cython.address(found), cython.address(rest) if stale else cython.NULL, k.now
         ):
             break
+    verdict = way_of(cython.address(found.flow), side, entry)
     if found.flow.refused:
-        verdict = cython.cast(uint32_t, found.flow.refused) << REFUSED_SHIFT
-    else:
-        verdict = way_of(cython.address(found.flow), side, entry)
-    remember(k, g, inner, entry, cython.address(found), verdict)
+        verdict = cut_verdict(k, cython.address(found.flow), side, verdict)
+    if not found.flow.standing & OWED:
+        remember(k, g, inner, entry, cython.address(found), verdict)
     return verdict
 
 
@@ -216,22 +214,10 @@ def admit_flow(k, g, inner, packet, key, side, flags, entry, hash, found, refuse
     return flow_insert(g.flows, cython.address(flow), cython.address(rest), hash, k.now, found)
 
 
-def set_rules(rest, a):
-    """The rules that decided."""
-    rest.egress_rule = NO_RULE if a.egress_rule == NOBODY else a.egress_rule
-    rest.ingress_rule = NO_RULE if a.ingress_rule == NOBODY else a.ingress_rule
-
-
 def refuse(k, g, q, entry, a):
     """Ask policy; counted by rule, and noted when it refuses."""
     reason: uint8_t = police(g, q, entry, a)
-    if not g.rules.active:
-        return reason
-    count_rules(g.rules, a)
-    if reason != DropReason.PASS:
-        note_denial(
-            cython.address(k.denials), q, reason, a.egress_rule if a.ingress_rule == NOBODY else a.ingress_rule, k.now
-        )
+    record(k, g, q, reason, a)
     return reason
 
 
@@ -243,23 +229,6 @@ def refuse_packet(k, g, inner, packet, entry):
     return refuse(k, g, cython.address(question), entry, cython.address(answer))
 
 
-def judge_again(k, g, flow, rest):
-    """A flow that is refused now stays in the table: forgotten, it could begin anew the other way round."""
-    question: Question
-    answer: Answer
-    reason: uint8_t
-    memset(rest, 0, cython.sizeof(FlowRest))
-    ask_again(flow, cython.address(question))
-    reason = refuse(k, g, cython.address(question), flow.entry[flow.origin], cython.address(answer))
-    if reason != DropReason.PASS:
-        flow.state = denied_state(flow.state)
-    elif flow.refused:
-        flow.state = PICKED_UP if flow.key.protocol == IPPROTO_TCP else UNREPLIED
-    flow.refused = reason
-    flow.policy = g.rules_number
-    set_rules(rest, cython.address(answer))
-
-
 def advance(flow, side, flags, entry, now):
     """One more packet of `side`; True when the record changed."""
     state: uint8_t = flow.state
@@ -267,6 +236,7 @@ def advance(flow, side, flags, entry, now):
         if flow.seen[side] == now:
             return False
         flow.seen[side] = now
+        pass_second(flow, side)
         return True
     if side != flow.origin or flow.key.protocol == IPPROTO_TCP:
         state = next_state(state, flags, side != flow.origin)
@@ -339,7 +309,8 @@ def may_pass_error(g, inner, flow, side):
     if flow.policy == g.rules_number:
         return flow.refused == DropReason.PASS
     ask_again(flow, cython.address(question))
-    return police(g, cython.address(question), flow.entry[flow.origin], cython.address(answer)) == DropReason.PASS
+    reason: uint8_t = police(g, cython.address(question), flow.entry[flow.origin], cython.address(answer))
+    return reason == DropReason.PASS or goes_on(flow, reason, cython.address(answer))
 
 
 def account_of(g, inner, entry):

@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 import cython
 from cython.cimports.fabric.forward.flow_key import SECRET_WORDS, FlowKey
-from cython.cimports.fabric.forward.flow_state import FREE
+from cython.cimports.fabric.forward.flow_state import CUT, FREE, KEPT, TOLD
 from cython.cimports.fabric.forward.flow_table import (
     ACCOUNTS,
     FLOW_COUNTS,
@@ -267,6 +267,7 @@ class FlowTable:
             "idle": now - max(flow.seen[0], flow.seen[1]),
             "expires_in": left,
             "allowed": flow.refused == 0,
+            "standing": standing_of(flow),
             "egress_rule": None if rest.egress_rule == NO_RULE else rest.egress_rule,
             "ingress_rule": None if rest.ingress_rule == NO_RULE else rest.ingress_rule,
         }
@@ -277,6 +278,17 @@ class FlowTable:
         if entry == UNDERLAY_ENTRY:
             return "underlay"
         return "node" if entry == NODE_ENTRY else self.names.get(entry)
+
+
+@cython.cfunc
+def standing_of(flow: cython.pointer(cython.const[Flow])) -> str:
+    """What policies have made of a flow since it began: empty, kept, cut, reset (ends were told), or refused (no rule
+    was asked)."""
+    if not flow.refused:
+        return "kept" if flow.standing & KEPT else ""
+    if not flow.standing & CUT:
+        return "refused"
+    return "reset" if flow.standing & TOLD else "cut"
 
 
 @cython.cfunc

@@ -9,6 +9,7 @@ cdef enum IcmpError:
     HOST_UNREACHABLE = 2
     PACKET_TOO_BIG = 3
     TIME_EXCEEDED = 4
+    PROHIBITED = 5               # by a policy
 
 # Token buckets, one per port (hashed): at most `ICMP_RATE` errors a second and a burst of the same.
 cdef enum:

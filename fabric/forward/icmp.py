@@ -59,7 +59,7 @@ def build_error(out, packet, inner, kind, mtu, source4, source_high6, source_low
 
 
 def build4(out, packet, inner, kind, mtu, source):
-    """IPv4: type 3 code 0, 1 or 4 with the next-hop MTU (RFC 1191), type 11 code 0."""
+    """IPv4: type 3 code 0, 1, 13 (RFC 1812) or 4 with the next-hop MTU (RFC 1191), type 11 code 0."""
     quote: uint32_t = inner.length if inner.length < 548 else 548
     memset(out, 0, 28)
     out[0] = 0x45
@@ -74,8 +74,12 @@ def build4(out, packet, inner, kind, mtu, source):
         out[20] = 11
     else:
         out[20] = 3
-        out[21] = 0 if kind == NET_UNREACHABLE else (1 if kind == HOST_UNREACHABLE else 4)
-        if kind == PACKET_TOO_BIG:
+        if kind == HOST_UNREACHABLE:
+            out[21] = 1
+        elif kind == PROHIBITED:
+            out[21] = 13
+        elif kind == PACKET_TOO_BIG:
+            out[21] = 4
             store16(out + 26, mtu)
     memcpy(out + 28, packet, quote)
     store16(out + 22, fold(header_sum(out + 20, 8 + quote)) ^ 0xFFFF)
@@ -83,7 +87,7 @@ def build4(out, packet, inner, kind, mtu, source):
 
 
 def build6(out, packet, inner, kind, mtu, high, low):
-    """IPv6: type 1 code 0 or 3, type 2 with the MTU, type 3 code 0."""
+    """IPv6: type 1 code 0, 1 or 3, type 2 with the MTU, type 3 code 0."""
     quote: uint32_t = inner.length if inner.length < ICMP_BUFFER - 48 else ICMP_BUFFER - 48
     total: uint64_t
     memset(out, 0, 48)
@@ -101,7 +105,10 @@ def build6(out, packet, inner, kind, mtu, high, low):
         store32(out + 44, mtu)
     else:
         out[40] = 1
-        out[41] = 0 if kind == NET_UNREACHABLE else 3
+        if kind == HOST_UNREACHABLE:
+            out[41] = 3
+        elif kind == PROHIBITED:
+            out[41] = 1
     memcpy(out + 48, packet, quote)
     total = header_sum(out + 8, 32) + 8 + quote + IPPROTO_ICMPV6 + header_sum(out + 40, 8 + quote)
     store16(out + 42, fold(total) ^ 0xFFFF)

@@ -35,21 +35,15 @@ from cython.cimports.encap.receive import (
     receiver_close,
     receiver_open,
 )
-from cython.cimports.encap.transmit import (
-    SendQueue,
-    add_datagram,
-    flush,
-    queue_for,
-    transmitter_close,
-    transmitter_open,
-)
-from cython.cimports.encap.vtep import FORMAT_NONE, FORMAT_VXLAN, NO_VTEP, Vtep, find_vtep
-from cython.cimports.encap.vxlan import ENCAPSULATION, stamp
+from cython.cimports.encap.transmit import flush, transmitter_close, transmitter_open
+from cython.cimports.encap.vtep import NO_VTEP, Vtep, find_vtep
+from cython.cimports.encap.vxlan import ENCAPSULATION
 from cython.cimports.fabric.forward.arrival import admit, examine, inner_superframe
+from cython.cimports.fabric.forward.cut import answer_cut
 from cython.cimports.fabric.forward.drop_ring import ring_record_from
 from cython.cimports.fabric.forward.ethernet import deliver
 from cython.cimports.fabric.forward.flow_table import UNDERLAY_ENTRY
-from cython.cimports.fabric.forward.flow_track import BY_NODE_PORT, REFUSED_SHIFT, track, track_batch
+from cython.cimports.fabric.forward.flow_track import ANSWER, BY_NODE_PORT, REFUSED_SHIFT, track, track_batch
 from cython.cimports.fabric.forward.icmp import PACKET_TOO_BIG, TIME_EXCEEDED, allow, build_error
 from cython.cimports.fabric.forward.joint import offer, park
 from cython.cimports.fabric.forward.kernel import (
@@ -63,13 +57,12 @@ from cython.cimports.fabric.forward.kernel import (
     epoll_event,
     epoll_wait,
 )
-from cython.cimports.fabric.forward.lane import PortCount, lane_enter, lane_idle, monotonic, write_frame
+from cython.cimports.fabric.forward.lane import PortCount, lane_enter, lane_idle, monotonic
 from cython.cimports.fabric.forward.snapshot import POD_PORT, Generation, PortEntry
+from cython.cimports.fabric.forward.tunnel import MADE_BUFFER, send_made
 from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
-from cython.cimports.libc.string import memset
 from cython.cimports.posix.unistd import close, read
 from cython.cimports.tun.merge import merge_add, merge_flush, merge_init, merge_superframe
-from cython.cimports.tun.vnet import VNET_HEADER_SIZE, VnetHeader
 
 WAKE = cython.declare(uint32_t, 0x7FFFFFFF)
 
@@ -298,6 +291,8 @@ def forward(s, g, a):
     if g.flows != cython.NULL:
         verdict = track(cython.address(s.lane.tracker), g, inner, a.packet, UNDERLAY_ENTRY, a.hash)
         if verdict > BY_NODE_PORT:
+            if verdict & ANSWER:
+                answer_cut(s, g, cython.address(g.vteps.vteps[a.position]), verdict, a.packet, inner)
             return verdict >> REFUSED_SHIFT
         if verdict == BY_NODE_PORT:
             s.target = 0
@@ -360,33 +355,10 @@ def hand_over(s, g, position, packet, inner, gso_size):
 
 
 def answer_peer(s, g, vtep, packet, inner, kind, mtu):
-    """An ICMP error back to the VTEP the packet came from; the only thing this thread ever sends to the underlay.
-
-    Where we do not send to that VTEP, the host does, whose kernel gets the error through the node port.
-    """
-    out = cython.declare(uint8_t[1302])
-    none: VnetHeader
-    q: cython.pointer(SendQueue) = queue_for(cython.address(s.lane.transmitter), vtep.family, inner.hash)
-    prefix: uint32_t = ENCAPSULATION if vtep.format == FORMAT_VXLAN else 0
-    length: uint32_t
-    if q == cython.NULL:
-        return
-    length = build_error(
+    """An ICMP error back to the VTEP the packet came from; besides `cut`'s, all that this thread sends there."""
+    out = cython.declare(uint8_t[MADE_BUFFER])
+    length: uint32_t = build_error(
         cython.address(out[ENCAPSULATION]), packet, inner, kind, mtu, g.address4, g.high6, g.low6
     )
-    if length == 0 or length > vtep.mtu or not allow(cython.address(s.lane.limiter), s.target, monotonic()):
-        return
-    if vtep.format == FORMAT_NONE:
-        memset(cython.address(none), 0, VNET_HEADER_SIZE)
-        write_frame(
-            g.ports[0].fds[s.lane.shared.worker], cython.cast(cython.pointer(uint8_t), cython.address(none)),
-            VNET_HEADER_SIZE, cython.address(out[ENCAPSULATION]), length, cython.NULL, 0,
-        )
-        return
-    if prefix:
-        stamp(cython.address(out[0]), cython.address(vtep.header[0]), inner.family)
-    add_datagram(
-        cython.address(s.lane.transmitter), q, vtep, 0, cython.address(out[ENCAPSULATION]) - prefix, length + prefix,
-        cython.NULL, 0,
-    )
-    flush(cython.address(s.lane.transmitter))
+    if length and length <= vtep.mtu and allow(cython.address(s.lane.limiter), s.target, monotonic()):
+        send_made(cython.address(s.lane), g, vtep, cython.address(out[ENCAPSULATION]), length, inner)

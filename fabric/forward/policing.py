@@ -22,12 +22,14 @@ import cython
 from cython.cimports.encap.drops import DropReason
 from cython.cimports.encap.inner import IPPROTO_ICMP, IPPROTO_ICMPV6
 from cython.cimports.fabric.forward.enforcement import is_service
+from cython.cimports.fabric.forward.flow_state import CUT
 from cython.cimports.fabric.forward.flow_table import NODE_ENTRY, UNDERLAY_ENTRY
 from cython.cimports.fabric.forward.snapshot import KIND_SHIFT, POSITION_MASK, TO_PORT, Generation
 from cython.cimports.fabric.policy.judge import (
     EGRESS,
     INGRESS,
     NO_RULE,
+    RE_EVALUATE,
     PolicyEntry,
     Question,
     find_entry,
@@ -57,10 +59,11 @@ def ask_fragment(inner, q):
     q.src_low = inner.src_low
     q.dst_high = inner.dst_high
     q.dst_low = inner.dst_low
+    q.live = False
 
 
 def ask_again(flow, q):
-    """From the side that began it."""
+    """From the side that began it. What a policy has cut is established no more: others cannot keep it."""
     origin: uint8_t = flow.origin
     other: uint8_t = 1 - origin
     icmp: cython.bint = flow.key.protocol == IPPROTO_ICMP or flow.key.protocol == IPPROTO_ICMPV6
@@ -74,6 +77,7 @@ def ask_again(flow, q):
     q.src_low = flow.key.low[origin]
     q.dst_high = flow.key.high[other]
     q.dst_low = flow.key.low[other]
+    q.live = not flow.standing & CUT
 
 
 def police(g, q, entry, a):
@@ -81,6 +85,7 @@ def police(g, q, entry, a):
     settled: cython.bint = False
     reason: uint8_t = DropReason.PASS
     a.allowed = True
+    a.established = RE_EVALUATE
     a.egress_rule = NO_RULE
     a.ingress_rule = NO_RULE
     if not g.rules.active:

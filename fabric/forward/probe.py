@@ -17,9 +17,11 @@ from cython.cimports.encap.receive import Message
 from cython.cimports.encap.vxlan import ENCAPSULATION
 from cython.cimports.fabric.forward.batch import HEADROOM, Egress, egress_close, egress_flush, egress_open
 from cython.cimports.fabric.forward.egress import egress_frame
+from cython.cimports.fabric.forward.icmp import ICMP_BUFFER, PROHIBITED, build_error
 from cython.cimports.fabric.forward.ingress import Ingress, ingress_close, ingress_open, settle, take_message
 from cython.cimports.fabric.forward.lane import Lane
 from cython.cimports.fabric.forward.mutate import Corpus, draw, mutate, pick_seed, repair
+from cython.cimports.fabric.forward.reset import build_reset
 from cython.cimports.fabric.forward.snapshot import Generation
 from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
 from cython.cimports.libc.stdlib import calloc, free, malloc
@@ -45,7 +47,8 @@ def refused(lane, own):
 
 
 def parse_case(state, corpus, scratch, reasons):
-    """One mutated packet to the parser; 0, or -1 when an accepted header points outside the packet."""
+    """One mutated packet to the parser; 0, or -1 when an accepted header points outside the packet, or an answer to it
+    is none that the parser accepts."""
     inner: Inner
     length: uint32_t = pick_seed(state, corpus, scratch, ROOM)
     length = mutate(state, corpus, scratch, length, ROOM, 0)
@@ -56,11 +59,33 @@ def parse_case(state, corpus, scratch, reasons):
         return -1
     memcpy(packet, scratch, length)
     reason: cython.int = parse(packet, length, cython.address(inner))
-    free(packet)
+    sound: cython.bint = True
     reasons[reason] += 1
-    if reason == Reason.PASS and (inner.length > length or inner.l4 > inner.length):
-        return -1
-    return 0
+    if reason == Reason.PASS:
+        sound = inner.length <= length and inner.l4 <= inner.length
+        # One of four: a packet that is refused by a policy that lets its ends know.
+        if sound and not draw(state) >> 62:
+            sound = answers_hold(packet, cython.address(inner))
+    free(packet)
+    return 0 if sound else -1
+
+
+def answers_hold(packet, inner):
+    """Whether what both ends are told about a packet is well formed."""
+    out = cython.declare(uint8_t[ICMP_BUFFER])
+    made: Inner
+    kind: uint32_t
+    length: uint32_t
+    for kind in range(3):
+        if kind == 2:
+            length = build_error(cython.address(out[0]), packet, inner, PROHIBITED, 0, 0x0AF40101, 1 << 61, 1)
+        else:
+            length = build_reset(cython.address(out[0]), packet, inner, kind)
+        if length and (
+            parse(cython.address(out[0]), length, cython.address(made)) != Reason.PASS or made.length != length
+        ):
+            return False
+    return True
 
 
 def feed_message(s, message, payload):

@@ -13,20 +13,20 @@ from cython.cimports.encap.bytes import load16, store16
 from cython.cimports.encap.checksum import fold, header_sum
 from cython.cimports.encap.drops import DropReason
 from cython.cimports.encap.inner import decrement_ttl
-from cython.cimports.encap.transmit import SendQueue, add_datagram, queue_for
-from cython.cimports.encap.vtep import FORMAT_VXLAN
-from cython.cimports.encap.vxlan import stamp
+from cython.cimports.encap.transmit import SendQueue, add_datagram, flush, queue_for
+from cython.cimports.encap.vtep import FORMAT_NONE, FORMAT_VXLAN
+from cython.cimports.encap.vxlan import ENCAPSULATION, stamp
 from cython.cimports.fabric.forward.batch import HEADROOM, egress_flush, side_room
 from cython.cimports.fabric.forward.icmp import PACKET_TOO_BIG, TIME_EXCEEDED
 from cython.cimports.fabric.forward.inject import inject_superframe
-from cython.cimports.fabric.forward.lane import drop
+from cython.cimports.fabric.forward.lane import drop, write_frame
 from cython.cimports.fabric.forward.local import answer, frame_size
 from cython.cimports.fabric.forward.snapshot import POD_PORT
 from cython.cimports.libc.stdint import uint8_t, uint32_t
 from cython.cimports.libc.string import memcpy, memset
 from cython.cimports.tun.checksum import complete
 from cython.cimports.tun.split import Superframe, split_header, split_open
-from cython.cimports.tun.vnet import VNET_NEEDS_CSUM
+from cython.cimports.tun.vnet import VNET_HEADER_SIZE, VNET_NEEDS_CSUM, VnetHeader
 
 
 def to_tunnel(e, g, position, vtep, frame, inner, vnet):
@@ -179,3 +179,25 @@ def send_fragments(e, vtep, frame, inner):
         e.lane.packets += 1
         e.lane.bytes += header + part
     return True
+
+
+def send_made(lane, g, vtep, packet, length, inner):
+    """At once, with what is queued before it."""
+    none: VnetHeader
+    q: cython.pointer(SendQueue) = queue_for(cython.address(lane.transmitter), vtep.family, inner.hash)
+    prefix: uint32_t = ENCAPSULATION if vtep.format == FORMAT_VXLAN else 0
+    if q == cython.NULL or length > vtep.mtu:
+        return
+    if vtep.format == FORMAT_NONE:
+        memset(cython.address(none), 0, VNET_HEADER_SIZE)
+        write_frame(
+            g.ports[0].fds[lane.shared.worker], cython.cast(cython.pointer(uint8_t), cython.address(none)),
+            VNET_HEADER_SIZE, packet, length, cython.NULL, 0,
+        )
+        return
+    if prefix:
+        stamp(packet - ENCAPSULATION, cython.address(vtep.header[0]), inner.family)
+    add_datagram(
+        cython.address(lane.transmitter), q, vtep, 0, packet - prefix, length + prefix, cython.NULL, 0
+    )
+    flush(cython.address(lane.transmitter))

@@ -1,8 +1,9 @@
-"""Which live flows a change of policy would cut, before it is made. Pure.
+"""Which live flows a change of policy would refuse, and what would become of them, before it is made. Pure.
 
 Flows are those of this node's flow table, each judged by its first packet's ends as the data path does: by what is in
 force and by what would be. Not looked at are flows to Service addresses, whose real destination the table does not
-have, and flows that are denied already. What the table has of an ICMP flow is not its type: it is taken for an echo.
+have, flows that are denied already, and kept ones that stay so. What the table has of an ICMP flow is not its type: it
+is taken for an echo.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ from fabric.policing import objects
 from fabric.policing.compiler import Known
 from fabric.policing.documents import Given
 from fabric.policy import PolicySnapshot
+from fabric.policy.rules import Established
 
 MOST_SHOWN = 500
 PORTLESS = (1, 58)
+FATES = {Established.RE_EVALUATE: "cut", Established.RESET: "reset", Established.KEEP: "kept"}
+"""What becomes of a flow: cut in silence, cut with its ends told, left alone."""
 NAMES = {1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPv6", 132: "SCTP"}
 
 
@@ -43,9 +47,13 @@ def unstaged(value: Mapping[str, Any]) -> Mapping[str, Any]:
 def difference(
     known: Known, changes: Mapping[str, Given], flows: Sequence[Mapping[str, Any]], services: Sequence[Network]
 ) -> dict[str, Any]:
-    """The flows that `changes` would cut, at most MOST_SHOWN of them described. Raises PolicyError."""
+    """The flows that `changes` would refuse, at most MOST_SHOWN of them described, kept ones last.
+
+    `cut` counts those that would not go on, `kept` those that would. Raises PolicyError.
+    """
     after = known.with_changes(changes)
-    cut = []
+    cut: list[dict[str, Any]] = []
+    kept: list[dict[str, Any]] = []
     for flow in flows:
         source, target = ip_address(flow["source"]), ip_address(flow["destination"])
         if not flow["allowed"] or any(target in network for network in services):
@@ -53,12 +61,14 @@ def difference(
         protocol = int(flow["protocol"])
         portless = protocol in PORTLESS
         dport, sport = (None, 0) if portless else (int(flow["dport"]), int(flow["sport"]))
-        allowed, egress, ingress = after.verdict(source, target, protocol, dport, sport)
-        if not allowed:
-            rule = ingress if ingress is not None else egress
-            cut.append(_described(flow, protocol, dport, known, after, rule))
-    return {"flows": len(flows), "cut": len(cut), "changes": sorted(map(objects.title, changes)),
-            "shown": cut[:MOST_SHOWN]}  # fmt: skip
+        choice, egress, ingress = after.established(source, target, protocol, dport, sport)
+        if choice is None or (choice == Established.KEEP and flow.get("standing") == "kept"):
+            continue
+        rule = ingress if ingress is not None else egress
+        item = {**_described(flow, protocol, dport, known, after, rule), "fate": FATES[Established(choice)]}
+        (kept if choice == Established.KEEP else cut).append(item)
+    return {"flows": len(flows), "cut": len(cut), "kept": len(kept), "changes": sorted(map(objects.title, changes)),
+            "shown": [*cut, *kept][:MOST_SHOWN]}  # fmt: skip
 
 
 def _described(

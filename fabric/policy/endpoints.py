@@ -18,6 +18,7 @@ from fabric.policy.rules import (
     POLICY_EGRESS,
     POLICY_INGRESS,
     Action,
+    Established,
     NetSet,
     Peer,
     Policy,
@@ -181,8 +182,9 @@ class Endpoints:
                 steps.extend(self.steps(member, direction, group, owns))
             label = (tier.name, tuple(member.policy.title for member in members))
             number = self.numbers.default(tier.name, direction)
+            choice = choice_at_end(member.policy.established for member in members)
             return CachedStage(
-                key, build_stage(steps, tier.default, number, label), tuple(n for s in steps for n in s.sets)
+                key, build_stage(steps, tier.default, number, choice, label), tuple(n for s in steps for n in s.sets)
             )
         except BaseException:
             self._release(n for step in steps for n in step.sets)
@@ -197,16 +199,27 @@ class Endpoints:
             number = member.base + offset + i
             if direction == POLICY_INGRESS:
                 ports = {(name, protocol): port for name, protocol, port in group.key.ports}
-                yield self.step(rule, number, rule.peers, resolve_ports(rule.traffic.matches, ports))
+                yield self.step(policy, rule, number, rule.peers, resolve_ports(rule.traffic.matches, ports))
                 continue
-            yield self.step(rule, number, rule.peers, [match for match in rule.traffic.matches if not match.name])
+            unnamed = [match for match in rule.traffic.matches if not match.name]
+            yield self.step(policy, rule, number, rule.peers, unnamed)
             for match in rule.traffic.matches:
                 name = match.name or ""
                 for protocol, port in self.population.named.get(name, ()):
                     peers = tuple(replace(peer, port=(name, protocol, port)) for peer in rule.peers)
-                    yield self.step(rule, number, peers, resolve_ports([match], {(name, protocol): port}))
+                    yield self.step(policy, rule, number, peers, resolve_ports([match], {(name, protocol): port}))
 
-    def step(self, rule: Rule, number: int, peers: tuple[Peer, ...], matches: list[PortMatch]) -> Step:
+    def step(
+        self, policy: Policy, rule: Rule, number: int, peers: tuple[Peer, ...], matches: list[PortMatch]
+    ) -> Step:
         ranges = traffic_ranges(matches, rule.traffic.excluded)
         taken = self._take(peers) if ranges else ()
-        return Step(rule.action, number, taken, ranges, rule.traffic.sources)
+        return Step(rule.action, number, taken, ranges, rule.traffic.sources, policy.established)
+
+
+def choice_at_end(choices: Iterable[Established]) -> Established:
+    """What becomes of established flows that none of a tier's policies allows: they all refuse them."""
+    given = set(choices)
+    if Established.RESET in given:
+        return Established.RESET
+    return Established.KEEP if given == {Established.KEEP} else Established.RE_EVALUATE

@@ -9,6 +9,12 @@ cdef enum:
     ALLOW = 1
     PASS = 2
 
+# What becomes of an established flow that is refused: fabric.policy.rules.Established.
+cdef enum:
+    RE_EVALUATE = 0
+    KEEP = 1
+    RESET = 2
+
 # A flow's first packet, as encap.inner.Inner has it: host order, IPv4 addresses in *_low.
 cdef struct Question:
     uint8_t family
@@ -21,9 +27,11 @@ cdef struct Question:
     uint64_t src_low
     uint64_t dst_high
     uint64_t dst_low
+    uint8_t live          # of an established flow: a refusal that lets it go on is not the last word
 
 cdef struct Answer:
     uint8_t allowed
+    uint8_t established   # of a refused one: the choice of who refuses it
     uint32_t egress_rule  # numbers for hit counters, NO_RULE where no rule decided
     uint32_t ingress_rule
 
@@ -32,6 +40,7 @@ cdef struct PolicyStep:
     uint32_t rule
     uint32_t sources_at   # first of its ranges of source ports
     uint32_t sources_count  # 0: every source port
+    uint32_t established
 
 # One tier for one kind of endpoint: for each address set of its rules, intervals of traffic keys with candidate steps.
 cdef struct PolicyStage:
@@ -45,6 +54,7 @@ cdef struct PolicyStage:
     const uint32_t* sources      # pairs (first, last)
     uint32_t default_action
     uint32_t default_rule
+    uint32_t default_established
 
 # What is known of an address. All members are uint32_t: the compiler writes them as one array.
 cdef struct PolicyEntry:
@@ -70,12 +80,14 @@ cdef uint32_t point4(const FibTable* points, uint32_t address) noexcept nogil
 cdef uint32_t point6(const FibTable* points, uint64_t high, uint64_t low) noexcept nogil
 cdef fill(FibTable* table, tuple arrays)
 cdef uint32_t traffic_key(const Question* q) noexcept nogil
-cdef bint decide(const PolicyTables* t, const PolicyEntry* own, int direction, const PolicyEntry* other, const Question* q, uint32_t* rule) noexcept nogil
+cdef bint decide(const PolicyTables* t, const PolicyEntry* own, int direction, const PolicyEntry* other,
+                 const Question* q, uint32_t* rule, uint8_t* established) noexcept nogil
 cdef uint32_t first_match(const PolicyStage* stage, const uint32_t* sets, uint32_t count, uint32_t key, uint16_t sport) noexcept nogil
 cdef uint32_t find_set(const uint32_t* sets, uint32_t count, uint32_t wanted) noexcept nogil
 cdef uint32_t match_in_set(const PolicyStage* stage, uint32_t position, uint32_t key, uint16_t sport, uint32_t best) noexcept nogil
 cdef bint source_matches(const PolicyStage* stage, const PolicyStep* step, uint16_t sport) noexcept nogil
 cdef const uint32_t* words(bytes data)
+cdef object number_of(uint32_t rule)
 
 cdef class Stage:
     cdef PolicyStage table

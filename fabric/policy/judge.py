@@ -13,7 +13,7 @@ are `bytes` that the snapshot keeps; stages are shared between snapshots.
 import ipaddress
 
 import cython
-from cython.cimports.libc.stdint import uint32_t, uint64_t
+from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
 from cython.cimports.libc.stdlib import calloc, free
 from cython.cimports.routes.fib import lookup4, lookup6
 
@@ -23,19 +23,34 @@ LOW_64 = (1 << 64) - 1
 
 
 def judge(t, q, a):
-    """Judge a flow by the source's egress rules and the destination's ingress rules, each where that end is local."""
+    """Judge a flow by the source's egress rules and the destination's ingress rules, each where that end is local.
+
+    The first end that refuses a new flow has the last word. An established one that it would keep may still be refused
+    by the other end, which then chooses.
+    """
+    rule: uint32_t = NO_RULE
+    choice: uint8_t = RE_EVALUATE
     src: cython.pointer(cython.const[PolicyEntry]) = find_entry(t, q.family, q.src_high, q.src_low)
     dst: cython.pointer(cython.const[PolicyEntry]) = find_entry(t, q.family, q.dst_high, q.dst_low)
     a.allowed = 1
+    a.established = RE_EVALUATE
     a.egress_rule = NO_RULE
     a.ingress_rule = NO_RULE
     if src.owner and src.owner == dst.owner:
         return  # a pod is never kept from itself
-    if src.stages_count[EGRESS] and not decide(t, src, EGRESS, dst, q, cython.address(a.egress_rule)):
+    if src.stages_count[EGRESS] and not decide(
+        t, src, EGRESS, dst, q, cython.address(a.egress_rule), cython.address(a.established)
+    ):
         a.allowed = 0
-        return
+        if not q.live or a.established != KEEP:
+            return
     if dst.stages_count[INGRESS] and not (src.is_node and src.node and src.node == dst.node):
-        a.allowed = decide(t, dst, INGRESS, src, q, cython.address(a.ingress_rule))
+        if not decide(t, dst, INGRESS, src, q, cython.address(rule), cython.address(choice)):
+            a.allowed = 0
+            a.established = choice
+            a.ingress_rule = rule
+        elif a.allowed:
+            a.ingress_rule = rule
 
 
 def find_entry(t, family, high, low):
@@ -83,8 +98,8 @@ def traffic_key(q):
     return cython.cast(uint32_t, q.protocol) << 16 | q.dport
 
 
-def decide(t, own, direction, other, q, rule):
-    """The tiers of one end, in order; a flow that none decides is allowed."""
+def decide(t, own, direction, other, q, rule, established):
+    """The tiers of one end, in order; a flow that none decides is allowed. `established` counts where one denies."""
     key: uint32_t = traffic_key(q)
     i: uint32_t
     step: uint32_t
@@ -95,9 +110,11 @@ def decide(t, own, direction, other, q, rule):
         if step == NO_RULE:
             action = stage.default_action
             rule[0] = stage.default_rule if action != PASS else NO_RULE
+            established[0] = cython.cast(uint8_t, stage.default_established)
         else:
             action = stage.steps[step].action
             rule[0] = stage.steps[step].rule
+            established[0] = cython.cast(uint8_t, stage.steps[step].established)
         if action != PASS:
             return action == ALLOW
     return True
@@ -178,12 +195,20 @@ def fill(table, arrays):
     table.value6 = cython.cast(cython.pointer(uint32_t), cython.cast(cython.p_char, arrays[4]))
 
 
+def number_of(rule):
+    """A rule's number for Python."""
+    return None if rule == NO_RULE else rule
+
+
 class Stage:
     """One tier for one kind of endpoint, immutable: `arrays` are (sets, first, keys, candidates_at, candidates, steps,
-    sources) as bytes of native uint32; `label` is the owner's own, for explaining.
+    sources) as bytes of native uint32; `default_*` is what happens where no step matches; `label` is the owner's own,
+    for explaining.
     """
 
-    def __cinit__(self, arrays: tuple, default_action: int, default_rule: int, label: object):
+    def __cinit__(
+        self, arrays: tuple, default_action: int, default_rule: int, default_established: int, label: object
+    ):
         self.arrays = arrays
         self.label = label
         self.table.sets = words(arrays[0])
@@ -196,6 +221,7 @@ class Stage:
         self.table.sources = words(arrays[6])
         self.table.default_action = default_action
         self.table.default_rule = default_rule
+        self.table.default_established = default_established
 
 
 class PolicySnapshot:
@@ -247,6 +273,7 @@ class PolicySnapshot:
         question.src_low = first & LOW_64
         question.dst_high = second >> 64
         question.dst_low = second & LOW_64
+        question.live = 0
         return question
 
     def verdict(self, src, dst, protocol, dport=None, sport=0, icmp=None):
@@ -257,9 +284,19 @@ class PolicySnapshot:
         question: Question = self.ask(src, dst, protocol, dport, sport, icmp)
         answer: Answer
         judge(cython.address(self.tables), cython.address(question), cython.address(answer))
-        egress = None if answer.egress_rule == NO_RULE else answer.egress_rule
-        ingress = None if answer.ingress_rule == NO_RULE else answer.ingress_rule
-        return answer.allowed == 1, egress, ingress
+        return answer.allowed == 1, number_of(answer.egress_rule), number_of(answer.ingress_rule)
+
+    def established(self, src, dst, protocol, dport=None, sport=0, icmp=None):
+        """The same of a flow that was let begin before: (choice, egress rule, ingress rule).
+
+        The choice is None where new ones may begin, too, else the number of an `Established`.
+        """
+        question: Question = self.ask(src, dst, protocol, dport, sport, icmp)
+        answer: Answer
+        question.live = 1
+        judge(cython.address(self.tables), cython.address(question), cython.address(answer))
+        choice = None if answer.allowed else answer.established
+        return choice, number_of(answer.egress_rule), number_of(answer.ingress_rule)
 
     def allowed(self, src, dst, protocol, port=None):
         """Whether both ends, as far as they are local, let a new flow pass."""

@@ -8,7 +8,9 @@ class Stage:
 
     label: Any
     arrays: tuple[bytes, ...]
-    def __init__(self, arrays: tuple[bytes, ...], default_action: int, default_rule: int, label: object) -> None: ...
+    def __init__(
+        self, arrays: tuple[bytes, ...], default_action: int, default_rule: int, default_established: int, label: object
+    ) -> None: ...
 
 class PolicySnapshot:
     """One immutable generation of every verdict; see judge.py."""
@@ -26,6 +28,15 @@ class PolicySnapshot:
         sport: int = 0,
         icmp: tuple[int, int] | None = None,
     ) -> tuple[bool, int | None, int | None]: ...
+    def established(
+        self,
+        src: Ip,
+        dst: Ip,
+        protocol: str | int,
+        dport: int | None = None,
+        sport: int = 0,
+        icmp: tuple[int, int] | None = None,
+    ) -> tuple[int | None, int | None, int | None]: ...
     def allowed(self, src: Ip, dst: Ip, protocol: str | int, port: int | None = None) -> bool: ...
     def repeat(self, count: int, src: Ip, dst: Ip, protocol: str | int, dport: int | None = None) -> int: ...
     def describe(self, number: int) -> str: ...

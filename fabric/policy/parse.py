@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from fabric.policy.calico import read_calico_policy, read_net_set, read_tier
@@ -9,17 +10,30 @@ from fabric.policy.cluster_policy import read_cluster_policy
 from fabric.policy.errors import PolicyError
 from fabric.policy.fields import Fields
 from fabric.policy.kubernetes import read_network_policy
-from fabric.policy.rules import NetSet, Policy, Tier
+from fabric.policy.rules import Established, NetSet, Policy, Tier
 
 Parsed = Policy | Tier | NetSet
 KUBERNETES = "networking.k8s.io/v1"
 CLUSTER = "policy.networking.k8s.io/v1alpha2"
 CALICO = ("projectcalico.org/v3", "crd.projectcalico.org/v1")
+ESTABLISHED = "podfabric.io/established"
+"""The annotation by which a policy chooses what becomes of established flows that it refuses."""
+CHOICES = {"keep": Established.KEEP, "re-evaluate": Established.RE_EVALUATE, "reset": Established.RESET}
 
 
 def parse_object(value: Any) -> Parsed:
     """Raises PolicyError for anything that cannot be enforced exactly as written."""
     top = Fields(value, "")
+    parsed = _parse_kind(top)
+    annotations = top.child("metadata").child("annotations")
+    if ESTABLISHED not in annotations:
+        return parsed
+    if not isinstance(parsed, Policy):
+        raise PolicyError(annotations.at(ESTABLISHED), "is for policies: a tier or a network set refuses nothing")
+    return replace(parsed, established=CHOICES[annotations.choice(ESTABLISHED, *CHOICES)])
+
+
+def _parse_kind(top: Fields) -> Parsed:
     version, kind = top.text("apiVersion"), top.text("kind")
     metadata, spec = top.child("metadata"), top.child("spec")
     name, namespace = metadata.text("name"), metadata.text("namespace", "")

@@ -28,6 +28,17 @@ class Action(IntEnum):
     """Decides nothing; the rules after it do."""
 
 
+class Established(IntEnum):
+    """What becomes of a flow that was let begin when a policy comes to refuse it: the policy's own choice."""
+
+    RE_EVALUATE = 0
+    """It is cut, and nobody is told."""
+    KEEP = 1
+    """It goes on until it ends."""
+    RESET = 2
+    """It is cut, and its ends are told."""
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """Pods (and Calico's network sets) by who they are. All conditions hold together.
@@ -122,6 +133,7 @@ class Policy:
     rules: tuple[tuple[Rule, ...] | None, tuple[Rule, ...] | None]
     """(ingress, egress); None: says nothing about that direction."""
     warnings: tuple[str, ...] = ()
+    established: Established = Established.RE_EVALUATE
 
     @property
     def title(self) -> str:

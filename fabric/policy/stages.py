@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from fabric.policy.errors import PolicyError
 from fabric.policy.judge import Stage
 from fabric.policy.ranges import Range, subtract
-from fabric.policy.rules import Action, PortMatch
+from fabric.policy.rules import Action, Established, PortMatch
 
 LAST_KEY = (1 << 24) - 1
 MAX_TRAFFIC = 500_000
@@ -29,6 +29,7 @@ class Step:
     sets: tuple[int, ...]
     ranges: tuple[Range, ...]
     sources: tuple[Range, ...] | None
+    established: Established = Established.RE_EVALUATE
 
 
 def traffic_ranges(matches: Iterable[PortMatch], excluded: Iterable[PortMatch] = ()) -> tuple[Range, ...]:
@@ -43,8 +44,10 @@ def _range(match: PortMatch) -> Range:
     return base | match.low, base | match.high
 
 
-def build_stage(steps: list[Step], default: Action, default_rule: int, label: object) -> Stage:
-    """Raises PolicyError where the tier is too large for one endpoint."""
+def build_stage(
+    steps: list[Step], default: Action, default_rule: int, default_established: Established, label: object
+) -> Stage:
+    """`default*`: what happens at the tier's end. Raises PolicyError where the tier is too large for one endpoint."""
     by_set: dict[int, list[tuple[int, tuple[Range, ...]]]] = {}
     size = 0
     for position, step in enumerate(steps):
@@ -63,14 +66,16 @@ def build_stage(steps: list[Step], default: Action, default_rule: int, label: ob
         first.append(len(keys))
     flat_steps, sources = _flat_steps(steps)
     arrays = (array("I", sorted(by_set)), first, keys, candidates_at, candidates, flat_steps, sources)
-    return Stage(tuple(item.tobytes() for item in arrays), int(default), default_rule, label)
+    return Stage(
+        tuple(item.tobytes() for item in arrays), int(default), default_rule, int(default_established), label
+    )
 
 
 def _flat_steps(steps: list[Step]) -> tuple[array[int], array[int]]:
     flat, sources = array("I"), array("I")
     for step in steps:
         given = step.sources or ()
-        flat.extend((int(step.action), step.number, len(sources) // 2, len(given)))
+        flat.extend((int(step.action), step.number, len(sources) // 2, len(given), int(step.established)))
         for low, high in given:
             sources.extend((low, high))
     return flat, sources

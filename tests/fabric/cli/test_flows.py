@@ -42,7 +42,7 @@ def test_a_table_with_names(run_dir: Path) -> None:
     for word in ("tcp", "10.244.1.5:40000", "shop/web-1", "10.244.2.7:80", "n2", "established", "underlay", "3 s"):
         assert word in shown.stdout
     assert shown.stderr == "there are more than 1: choose with --pod, --peer and --proto, or raise --limit\n"
-    assert "(refused)" in run("flows", "--proto", "47", "--run-dir", str(run_dir)).stdout
+    assert "(reset)" in run("flows", "--proto", "47", "--run-dir", str(run_dir)).stdout
 
 
 @pytest.mark.parametrize(

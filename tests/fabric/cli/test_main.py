@@ -61,13 +61,15 @@ def flow(number: int, **changes: object) -> dict[str, object]:
     return {
         "protocol": 6, "source": "10.244.1.5", "sport": 40000 + number, "destination": "10.244.2.7", "dport": 80,
         "state": "established", "entry": "cni/podnet/c1/eth0", "reply_entry": "underlay", "account": None, "idle": 3,
-        "expires_in": 432000, "allowed": True, "egress_rule": None, "ingress_rule": None, **changes,
+        "expires_in": 432000, "allowed": True, "standing": "", "egress_rule": None, "ingress_rule": None,
+        **changes,
     }  # fmt: skip
 
 
 FLOWS = [
     flow(0), flow(1, protocol=17, state="replied"), flow(2, destination="10.244.3.7"),
-    flow(3, source="10.244.2.9", destination="10.244.1.6"), flow(4, protocol=47, sport=0, dport=0, allowed=False),
+    flow(3, source="10.244.2.9", destination="10.244.1.6"),
+    flow(4, protocol=47, sport=0, dport=0, allowed=False, standing="reset"),
 ]  # fmt: skip
 
 

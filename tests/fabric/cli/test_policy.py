@@ -161,16 +161,21 @@ def test_delete(daemon: Daemon) -> None:
 
 def test_diff(daemon: Daemon, tmp_path: Path) -> None:
     cut = {"protocol": "TCP", "source": "198.51.100.7", "source_pod": "", "destination": "10.244.1.5",
-           "destination_pod": "shop/web", "port": 80, "state": "established", "rule": RULE}  # fmt: skip
-    daemon.answers["policy.diff"] = {"flows": 9, "cut": 1, "changes": ["NetworkPolicy shop/all"], "shown": [cut]}
+           "destination_pod": "shop/web", "port": 80, "state": "established", "rule": RULE,
+           "fate": "reset"}  # fmt: skip
+    kept = {**cut, "port": 81, "fate": "kept"}
+    found = {"flows": 9, "cut": 1, "kept": 1, "changes": ["NetworkPolicy shop/all"], "shown": [cut, kept]}
+    daemon.answers["policy.diff"] = found
     (tmp_path / "a.yaml").write_text("kind: A\n")
     result = daemon.run("diff", "-f", str(tmp_path / "a.yaml"))
     assert result.exit_code == 3
-    for word in ("10.244.1.5 (shop/web)", "established", RULE, "NetworkPolicy shop/all would cut 1 of 9 live flows"):
+    for word in ("10.244.1.5 (shop/web)", "established", RULE, "NetworkPolicy shop/all would cut 1 of 9 live flows",
+                 "reset", "kept", "and keep 1"):  # fmt: skip
         assert word in result.stdout
-    daemon.answers["policy.diff"] |= {"cut": 0, "shown": []}
+    daemon.answers["policy.diff"] |= {"cut": 0, "kept": 0, "shown": []}
+    assert "keep" not in daemon.run("diff").stdout
     assert daemon.run("diff", "--json").exit_code == 0
-    assert [item["params"] for item in daemon.asked] == [{"objects": [{"kind": "A"}]}, {}]
+    assert [item["params"] for item in daemon.asked] == [{"objects": [{"kind": "A"}]}, {}, {}]
 
 
 def test_denied(daemon: Daemon) -> None:

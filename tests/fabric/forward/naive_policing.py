@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from tests.fabric.forward.naive_flows import ACK, RST, SYN, TCP, End, Record, Seen, step
 
-Allowed = Callable[[str, str, int, int], bool]
-"""May a flow begin: source, destination, protocol, destination port."""
+Fate = Callable[[str, str, int, int], str]
+"""Empty where a flow may begin, else what becomes of one that has: source, destination, protocol, destination port."""
 ASK, ANSWER = "ask", "answer"
 
 
@@ -33,15 +33,16 @@ class Packet:
 class NaivePolicing:
     def __init__(self) -> None:
         self.flows: dict[tuple[object, ...], Record] = {}
-        self.allowed: Allowed = lambda *_: True
+        self.fate: Fate = lambda *_: ""
         self.current: set[int] = set()
+        self.kept: set[tuple[object, ...]] = set()
 
-    def change(self, allowed: Allowed) -> None:
-        self.allowed = allowed
+    def change(self, fate: Fate) -> None:
+        self.fate = fate
         self.current.clear()
 
     def may_begin(self, source: End, destination: End, protocol: int) -> bool:
-        return self.allowed(source[0], destination[0], protocol, destination[1])
+        return self.fate(source[0], destination[0], protocol, destination[1]) == ""
 
     def track(self, packet: Packet) -> bool:
         """Whether it passes."""
@@ -51,9 +52,10 @@ class NaivePolicing:
         opening = seen.protocol == TCP and seen.flags & (SYN | ACK) == SYN
         if flow is None or (opening and flow.state in ("closed", "reset", "denied")):
             return self.begin(key, packet, opening)
-        if opening and seen.source != flow.origin and not self.may_begin(seen.source, seen.destination, TCP):
+        self.judge_again(key, flow)
+        another = opening and (seen.source != flow.origin or key in self.kept)
+        if another and not self.may_begin(seen.source, seen.destination, TCP):
             return False
-        self.judge_again(flow)
         if flow.state == "denied":
             return False
         step(flow, seen, seen.source != flow.origin)
@@ -67,14 +69,19 @@ class NaivePolicing:
             state = ("syn-sent" if opening else "picked-up") if seen.protocol == TCP else "unreplied"
             flow = Record(seen.protocol, seen.source, seen.destination, state, {seen.source: seen.entry}, 0, seen.now)
             self.flows[key] = flow
+            self.kept.discard(key)
             self.current.add(id(flow))
         return True
 
-    def judge_again(self, flow: Record) -> None:
+    def judge_again(self, key: tuple[object, ...], flow: Record) -> None:
         if id(flow) in self.current:
             return
         self.current.add(id(flow))
-        if not self.may_begin(flow.origin, flow.other, flow.protocol):
+        fate = self.fate(flow.origin[0], flow.other[0], flow.protocol, flow.other[1])
+        self.kept.discard(key)
+        if fate == "keep" and flow.state != "denied":
+            self.kept.add(key)
+        elif fate:
             flow.state = "denied"
         elif flow.state == "denied":
             flow.state = "picked-up" if flow.protocol == TCP else "unreplied"

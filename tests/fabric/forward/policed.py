@@ -111,7 +111,12 @@ def allow(peers: str | Sequence[Mapping[str, Any]] = (), protocol: str = "", por
 
 
 def policy(
-    subject: str, *, ingress: Sequence[Object] | None = None, egress: Sequence[Object] | None = None, name: str = ""
+    subject: str,
+    *,
+    ingress: Sequence[Object] | None = None,
+    egress: Sequence[Object] | None = None,
+    name: str = "",
+    established: str = "",
 ) -> Object:
     """A NetworkPolicy that selects the pod `subject`; a direction that is given is isolated."""
     spec: dict[str, Any] = {**pods(subject), "policyTypes": []}
@@ -121,7 +126,9 @@ def policy(
             spec[kind] = [
                 {**{key: value for key, value in rule.items() if key != "peers"}, side: rule["peers"]} for rule in rules
             ]
-    metadata = {"name": name or f"for-{subject}", "namespace": "default"}
+    metadata: dict[str, Any] = {"name": name or f"for-{subject}", "namespace": "default"}
+    if established:
+        metadata["annotations"] = {"podfabric.io/established": established}
     return {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata, "spec": spec}
 
 
@@ -214,8 +221,8 @@ class Cluster:
         return there, self.send(destination, source, make, family, answer=True)
 
 
-def probe_on(table: FlowTable, policies: Sequence[Object], packets: list[bytes]) -> FlowProbe:
-    """The flow table of node 1 with a and b, accounts 1 and 2, without worker; IPv4 only."""
+def probe_on(table: FlowTable, policies: Sequence[Object], packets: list[bytes], number: int = 1) -> FlowProbe:
+    """The flow table of node 1 with a and b, accounts 1 and 2, without worker; IPv4 only. `number`: of the rules."""
     null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     ports = [NullPort(null), *(NullPort(null, 1450, (each,)) for each in (address("a", 4), address("b", 4)))]
     for name, port in zip("ab", ports[1:], strict=True):
@@ -223,6 +230,6 @@ def probe_on(table: FlowTable, policies: Sequence[Object], packets: list[bytes])
     own = LocalVtep(ip_address("127.0.0.1"), b"\x02\0\0\0\0\x01", (ip_network("10.244.1.0/24"),))
     snapshot, hits = compile_for("node1", policies), RuleHits()
     hits.reserve(snapshot.names.next)
-    enforcement = Enforcement(1, snapshot, False, SERVICE_NETWORKS, hits)
+    enforcement = Enforcement(number, snapshot, False, SERVICE_NETWORKS, hits)
     state, formats = ForwardingState(1, (own,), ()), {"vxlan": 1, "udp": 2}
     return FlowProbe(Snapshot(1, state, ports, 1, formats, True, table, enforcement), packets)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from tests.fabric.forward.test_kept import Manager
 
 FLOWS = 64
 CLIENT, OTHER, SERVER = (PODS[0], 40_000), (PODS[0], 40_001), (ALIEN, 80)
-LAYOUTS = {1: "3800485292b0565c"}
+LAYOUTS = {1: "3800485292b0565c", 2: "d73358f9ed7c9b25"}
 """By LAYOUT: what `layout_hash` was when it was given."""
 
 

@@ -82,7 +82,7 @@ class Machine:
         )
         self.probe = FlowProbe(snapshot)
         self.twin.change(
-            lambda src, dst, protocol, port: naive.allowed(
+            lambda src, dst, protocol, port: naive.fate(
                 src, dst, NAMES[protocol], None if protocol in (ICMP, ICMPV6) else port
             )
         )

@@ -19,6 +19,10 @@ def staged(value: dict[str, Any]) -> dict[str, Any]:
     return {**value, "metadata": {**value["metadata"], "annotations": {"podfabric.io/staged": "true", "a": "b"}}}
 
 
+def choosing(value: dict[str, Any], choice: str) -> dict[str, Any]:
+    return {**value, "metadata": {**value["metadata"], "annotations": {"podfabric.io/established": choice}}}
+
+
 def flow(source: str, target: str, protocol: int = 6, dport: int = 80, **more: Any) -> dict[str, Any]:
     return {"protocol": protocol, "source": source, "sport": 40_000, "destination": target, "dport": dport,
             "state": "established", "allowed": True, **more}  # fmt: skip
@@ -66,13 +70,33 @@ def test_the_flows_that_a_policy_would_cut() -> None:
     rule = {"from": [{"podSelector": {"matchLabels": {"app": "db"}}}]}
     changes = diff.changes_of([staged(network_policy("all", ingress=[rule]))])
     found = diff.difference(compiled().known(), changes, FLOWS, [])
-    assert (found["flows"], found["cut"], found["changes"]) == (6, 2, ["NetworkPolicy shop/all"])
+    assert (found["flows"], found["cut"], found["kept"]) == (6, 2, 0)
+    assert found["changes"] == ["NetworkPolicy shop/all"]
     assert found["shown"][0] == {
         "protocol": "TCP", "source": "198.51.100.7", "source_pod": "", "destination": "10.244.1.5",
         "destination_pod": "shop/web", "port": 80, "state": "established",
-        "rule": "end of tier default, ingress: no rule matched",
+        "rule": "end of tier default, ingress: no rule matched", "fate": "cut",
     }  # fmt: skip
     assert (found["shown"][1]["protocol"], found["shown"][1]["port"]) == ("ICMP", None)
+
+
+def test_what_becomes_of_a_flow_is_the_choice_of_who_refuses_it() -> None:
+    """A kept one is no news where it was kept before."""
+    known = compiled(choosing(network_policy("other", podSelector={"matchLabels": {"app": "nobody"}}), "reset")).known()
+    for choice, fate in (("keep", "kept"), ("re-evaluate", "cut"), ("reset", "reset")):
+        changes = diff.changes_of([choosing(network_policy("all"), choice)])
+        found = diff.difference(known, changes, FLOWS, [])
+        assert {item["fate"] for item in found["shown"]} == {fate}
+        assert (found["cut"], found["kept"]) == ((0, 3) if fate == "kept" else (3, 0))
+        before = [{**each, "standing": "kept"} for each in FLOWS]
+        assert len(diff.difference(known, changes, before, [])["shown"]) == (0 if fate == "kept" else 3)
+
+
+def test_what_is_cut_is_shown_before_what_is_kept() -> None:
+    out = network_policy("out", policyTypes=["Egress"])
+    changes = diff.changes_of([choosing(network_policy("all"), "keep"), out])
+    found = diff.difference(compiled().known(), changes, FLOWS, [ip_network("10.96.0.0/12")])
+    assert [item["fate"] for item in found["shown"]] == ["cut", "kept", "kept", "kept"]
 
 
 def test_what_goes_to_a_service_is_not_looked_at() -> None:

@@ -33,6 +33,10 @@ def labels_match(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool
     return True
 
 
+def choice(policy: Object) -> str:
+    return str(policy["metadata"].get("annotations", {}).get("podfabric.io/established", "re-evaluate"))
+
+
 class Naive:
     def __init__(
         self, objects: Iterable[Object], pods: Iterable[Pod], namespaces: Iterable[Namespace], nodes: Iterable[Node]
@@ -46,34 +50,38 @@ class Naive:
         self.namespaces = {n.name: {**n.labels, "kubernetes.io/metadata.name": n.name} for n in namespaces}
 
     def allowed(self, src: str, dst: str, protocol: str, port: int | None) -> bool:
+        return self.fate(src, dst, protocol, port) == ""
+
+    def fate(self, src: str, dst: str, protocol: str, port: int | None) -> str:
+        """Empty where a flow may begin, else what the end that refuses it chooses for one that has begun before."""
         source, target = self.pods.get(ip_address(src)), self.pods.get(ip_address(dst))
         if source is not None and source is target:
-            return True
-        if source is not None and not self.direction(source, "egress", "to", dst, protocol, port, target):
-            return False
-        if target is None:
-            return True
-        if any(node.name == target.node and ip_address(src) in node.addresses for node in self.nodes):
-            return True
-        return self.direction(target, "ingress", "from", src, protocol, port, target)
+            return ""
+        out = into = ""
+        if source is not None:
+            out = self.direction(source, "egress", "to", dst, protocol, port, target)
+        own = target and any(node.name == target.node and ip_address(src) in node.addresses for node in self.nodes)
+        if target is not None and not own:
+            into = self.direction(target, "ingress", "from", src, protocol, port, target)
+        return (into or out) if out == "keep" else (out or into)
 
     def direction(
         self, pod: Pod, direction: str, side: str, other: str, protocol: str, port: int | None, target: Pod | None
-    ) -> bool:
+    ) -> str:
         for stage in (self.admin, self.namespaced, self.baseline):
             verdict = stage(pod, direction, side, other, protocol, port, target)
             if verdict is not None:
                 return verdict
-        return True
+        return ""
 
-    def admin(self, *question: Any) -> bool | None:
+    def admin(self, *question: Any) -> str | None:
         return self.tier("Admin", *question)
 
-    def baseline(self, *question: Any) -> bool | None:
+    def baseline(self, *question: Any) -> str | None:
         return self.tier("Baseline", *question)
 
     def tier(self, tier: str, pod: Pod, direction: str, side: str, other: str, protocol: str, port: int | None,
-             target: Pod | None) -> bool | None:  # fmt: skip
+             target: Pod | None) -> str | None:  # fmt: skip
         for policy in self.cluster:
             spec = policy["spec"]
             if spec["tier"] != tier or not self.cluster_selects(spec["subject"], pod):
@@ -84,7 +92,7 @@ class Naive:
                     cluster_protocol(p, protocol, port, target) for p in rule["protocols"]
                 )
                 if peers and traffic:
-                    return {"Accept": True, "Deny": False, "Pass": None}[rule["action"]]
+                    return {"Accept": "", "Deny": choice(policy), "Pass": None}[rule["action"]]
         return None
 
     def cluster_selects(self, subject: Object, pod: Pod) -> bool:
@@ -103,9 +111,9 @@ class Naive:
         return address in self.pods and self.cluster_selects(peer, self.pods[address])
 
     def namespaced(self, pod: Pod, direction: str, side: str, other: str, protocol: str, port: int | None,
-                   target: Pod | None) -> bool | None:  # fmt: skip
+                   target: Pod | None) -> str | None:  # fmt: skip
         """Kubernetes' allow rules: a union, and no other kind of policy is in this tier."""
-        isolated = False
+        isolating = set()
         for policy in self.policies:
             spec = policy["spec"]
             selected = labels_match(spec.get("podSelector", {}), pod.labels)
@@ -114,11 +122,13 @@ class Naive:
             types = spec.get("policyTypes") or (["Ingress", "Egress"] if spec.get("egress") else ["Ingress"])
             if direction.capitalize() not in types:
                 continue
-            isolated = True
+            isolating.add(choice(policy))
             for rule in spec.get(direction) or []:
                 if self.rule_allows(rule, side, pod.namespace, other, protocol, port, target):
-                    return True
-        return False if isolated else None
+                    return ""
+        if "reset" in isolating:
+            return "reset"
+        return "keep" if isolating == {"keep"} else "re-evaluate" if isolating else None
 
     def rule_allows(self, rule: Object, side: str, namespace: str, other: str, protocol: str, port: int | None,
                     target: Pod | None) -> bool:  # fmt: skip

@@ -92,8 +92,13 @@ class World:
                 spec[direction] = self.few(lambda side=side: {side: self.few(self.peer), "ports": self.few(self.port)})
         if r.random() < 0.6:
             spec["policyTypes"] = r.choice((["Ingress"], ["Egress"], ["Ingress", "Egress"]))
-        metadata = {"name": f"np{i}", "namespace": r.choice("xyz")}
+        metadata = {"name": f"np{i}", "namespace": r.choice("xyz"), **self.choice()}
         return {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata, "spec": spec}
+
+    def choice(self) -> dict[str, Any]:
+        """What becomes of established flows, sometimes left open."""
+        value = self.random.choice(("keep", "keep", "reset", "re-evaluate", None))
+        return {} if value is None else {"annotations": {"podfabric.io/established": value}}
 
     def pods_peer(self) -> dict[str, Any]:
         if self.random.random() < 0.5:
@@ -125,7 +130,7 @@ class World:
             "ingress": self.few(lambda: self.cluster_rule("from")), "egress": self.few(lambda: self.cluster_rule("to")),
         }  # fmt: skip
         kind = {"apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy"}
-        return {**kind, "metadata": {"name": f"cnp{i}"}, "spec": spec}
+        return {**kind, "metadata": {"name": f"cnp{i}", **self.choice()}, "spec": spec}
 
     def question(self) -> tuple[str, str, str, int | None]:
         r = self.random
