@@ -15,6 +15,7 @@ import yaml
 
 from fabric.lab import Lab
 from tests.scenarios import inside
+from tests.scenarios.holes import arrived
 from tests.scenarios.policy_lab import PROBE_SECONDS, WEB, PolicyLab, policy
 from tests.scenarios.waiting import wait_for
 
@@ -162,15 +163,6 @@ def test_nothing_forbidden_arrives_through_changes_restarts_and_adds(policed: Po
     assert policed.passes("node2-pod2", WEB)
     (policed.policies / "other.yaml").unlink()
     policed.remove("web.yaml")
-
-
-def arrived(receiver: socket.socket) -> int:
-    """How many datagrams wait."""
-    found = 0
-    with suppress(BlockingIOError):
-        while receiver.recv(100):
-            found += 1
-    return found
 
 
 @contextmanager
