@@ -46,13 +46,16 @@ from cython.cimports.fabric.forward.kernel import (
 )
 from cython.cimports.fabric.forward.lane import PortCount, drop, lane_enter, lane_idle
 from cython.cimports.fabric.forward.local import answer, to_port
+from cython.cimports.fabric.forward.policing import route_to
 from cython.cimports.fabric.forward.snapshot import (
+    BRIDGE_PORT,
     KIND_SHIFT,
     LINK_HEADER,
     MAX_WORKERS,
-    POD_PORT,
+    NODE_PORT,
     POSITION_MASK,
     TO_HOST,
+    TO_PORT,
     TO_VTEP,
     Generation,
     PortEntry,
@@ -227,8 +230,8 @@ def egress_frame(e, g, position, frame, length, vnet):
     target: uint32_t
     verdict: uint32_t
     reason: cython.int = parse(frame, length, cython.address(inner))
-    if reason == DropReason.PASS and port.kind == POD_PORT:
-        reason = check_pod(g, port, cython.address(inner))
+    if reason == DropReason.PASS and port.kind != NODE_PORT:
+        reason = check_pod(g, position, cython.address(inner))
     if reason != DropReason.PASS:
         drop(cython.address(e.lane), reason)
         return False
@@ -248,7 +251,7 @@ def egress_frame(e, g, position, frame, length, vnet):
         return to_tunnel(e, g, position, cython.address(g.vteps.vteps[target]), frame, cython.address(inner), vnet)
     if route >> KIND_SHIFT == TO_HOST:
         return to_host(e, g, position, cython.address(g.vteps.vteps[target]), frame, cython.address(inner), vnet)
-    if target == position:
+    if target == position and port.kind != BRIDGE_PORT:
         drop(cython.address(e.lane), DropReason.NO_ROUTE)
         answer(e, g, position, frame, cython.address(inner), HOST_UNREACHABLE, 0)
         return False
@@ -264,7 +267,7 @@ def no_route(e, g, position, frame, inner, vnet):
     ):
         drop(cython.address(e.lane), DropReason.NOT_UNICAST)
         return False
-    if g.ports[position].kind == POD_PORT:
+    if g.ports[position].kind != NODE_PORT:
         # Everything outside the fabric is the host's business: its kernel routes and translates.
         if g.flows != cython.NULL:
             verdict = track(cython.address(e.lane.tracker), g, inner, frame, g.ports[position].account)
@@ -280,7 +283,7 @@ def no_route(e, g, position, frame, inner, vnet):
 
 def to_host(e, g, position, vtep, frame, inner, vnet):
     """A VTEP to which the host has a plain route; what the host gives us all the same is sent as we can."""
-    if g.ports[position].kind == POD_PORT:
+    if g.ports[position].kind != NODE_PORT:
         to_port(e, g, position, 0, frame, inner, vnet)
         return False
     if vtep.format != FORMAT_NONE:
@@ -290,9 +293,16 @@ def to_host(e, g, position, vtep, frame, inner, vnet):
     return False
 
 
-def check_pod(g, port, inner):
-    """A pod may send only from its own addresses, and never to a node's tunnel port, of whatever format."""
-    if inner.family == 4:
+def check_pod(g, position, inner):
+    """A pod may send only from its own addresses, and never to a node's tunnel port, of whatever format.
+
+    From the bridge port comes what the routes lead back to it.
+    """
+    port: cython.pointer(PortEntry) = cython.address(g.ports[position])
+    if port.kind == BRIDGE_PORT:
+        if route_to(g, inner.family, inner.src_high, inner.src_low) != (TO_PORT << KIND_SHIFT | position):
+            return DropReason.SOURCE_SPOOFED
+    elif inner.family == 4:
         if not port.has4 or inner.src_low != port.address4:
             return DropReason.SOURCE_SPOOFED
     elif not port.has6 or inner.src_low != port.low6 or inner.src_high != port.high6:

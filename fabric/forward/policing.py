@@ -23,7 +23,7 @@ from cython.cimports.encap.drops import DropReason
 from cython.cimports.encap.inner import IPPROTO_ICMP, IPPROTO_ICMPV6
 from cython.cimports.fabric.forward.enforcement import is_service
 from cython.cimports.fabric.forward.flow_table import NODE_ENTRY, UNDERLAY_ENTRY
-from cython.cimports.fabric.forward.snapshot import KIND_SHIFT, POSITION_MASK, TO_PORT, Generation
+from cython.cimports.fabric.forward.snapshot import KIND_SHIFT, POD_PORT, POSITION_MASK, TO_PORT, Generation
 from cython.cimports.fabric.policy.judge import (
     EGRESS,
     INGRESS,
@@ -119,8 +119,8 @@ def is_unknown(
     if not is_pod(route, own):
         return False
     entry: cython.pointer(cython.const[PolicyEntry]) = find_entry(g.rules.tables, family, high, low)
-    # Behind the node port an address of the lease may be the host's, such as a bridge's.
-    return not entry.local and not (entry.is_node and route & POSITION_MASK == 0)
+    # Behind these ports an address of the lease may be the host's, such as a bridge's.
+    return not entry.local and not (entry.is_node and g.ports[route & POSITION_MASK].kind != POD_PORT)
 
 
 def gate(g, q, entry, settled):

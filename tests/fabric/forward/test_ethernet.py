@@ -288,6 +288,7 @@ class RealPort:
     ethernet: tuple[bytes, bytes] | None = None
     mtu: int = 1450
     workers: int = 1
+    bridged: bool = False
     slot: int = 0
 
     @property
