@@ -43,9 +43,12 @@ NFT_META_IIFNAME, NFT_META_PKTTYPE = 6, 19
 NFT_PAYLOAD_LINK_HEADER = 0
 NFT_FIB_RESULT_ADDRTYPE, NFTA_FIB_F_SADDR, NFTA_FIB_F_DADDR = 3, 1, 2
 RTN_LOCAL = 2
-RAW = -310
-"""Before iptables' raw table (-300) and the host's connection tracking (-200)."""
-DNAT_BRIDGE, FILTER = -300, 0
+RAW = -450
+"""NF_IP_PRI_RAW_BEFORE_DEFRAG: what is not tracked is not joined from its fragments either (-400). A frame that passes
+br_netfilter would stay joined, and be too big for the next interface."""
+DNAT_BRIDGE, FILTER_BRIDGE = -300, -200
+"""NF_BR_PRI_NAT_DST_BRIDGED and NF_BR_PRI_FILTER_BRIDGED. After a frame has been through br_netfilter (0), which takes it
+at -1 of the forward hook, the kernel passes over what stands at 0 there."""
 ETHER_TYPE = {4: b"\x08\x00", 6: b"\x86\xdd"}
 ARP = b"\x08\x06"
 ICMPV6 = 58
@@ -79,7 +82,7 @@ def chains(family: str, wanted: Steering, side: PodSide) -> tuple[Chain, ...]:
         return (Chain("prerouting", 0, RAW, tuple(_from_pods(wanted, side))),)
     return (
         Chain("prerouting", 0, DNAT_BRIDGE, tuple(_to_the_bridge(wanted, side))),
-        Chain("forward", 2, FILTER, tuple(_between_ports(wanted, side))),
+        Chain("forward", 2, FILTER_BRIDGE, tuple(_between_ports(wanted, side))),
     )
 
 
