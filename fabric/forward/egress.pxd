@@ -23,3 +23,4 @@ cdef bint no_route(Egress* e, const Generation* g, uint32_t position, uint8_t* f
 cdef bint to_host(Egress* e, const Generation* g, uint32_t position, const Vtep* vtep, uint8_t* frame,
                   Inner* inner, const VnetHeader* vnet) noexcept nogil
 cdef int check_pod(const Generation* g, uint32_t position, const Inner* inner) noexcept nogil
+cdef bint is_unicast(const Inner* inner) noexcept nogil

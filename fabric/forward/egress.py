@@ -262,9 +262,7 @@ def egress_frame(e, g, position, frame, length, vnet):
 def no_route(e, g, position, frame, inner, vnet):
     """A destination outside the fabric."""
     verdict: uint32_t
-    if not (
-        unicast4(cython.cast(uint32_t, inner.dst_low)) if inner.family == 4 else unicast6(inner.dst_high, inner.dst_low)
-    ):
+    if not is_unicast(inner):
         drop(cython.address(e.lane), DropReason.NOT_UNICAST)
         return False
     if g.ports[position].kind != NODE_PORT:
@@ -279,6 +277,13 @@ def no_route(e, g, position, frame, inner, vnet):
     drop(cython.address(e.lane), DropReason.NO_ROUTE)
     answer(e, g, position, frame, inner, NET_UNREACHABLE, 0)
     return False
+
+
+def is_unicast(inner):
+    """Whether the destination is one host."""
+    if inner.family == 4:
+        return unicast4(cython.cast(uint32_t, inner.dst_low))
+    return unicast6(inner.dst_high, inner.dst_low)
 
 
 def to_host(e, g, position, vtep, frame, inner, vnet):
@@ -301,7 +306,8 @@ def check_pod(g, position, inner):
     port: cython.pointer(PortEntry) = cython.address(g.ports[position])
     if port.kind == BRIDGE_PORT:
         if route_to(g, inner.family, inner.src_high, inner.src_low) != (TO_PORT << KIND_SHIFT | position):
-            return DropReason.SOURCE_SPOOFED
+            # The host's kernel itself announces its multicast groups there.
+            return DropReason.SOURCE_SPOOFED if is_unicast(inner) else DropReason.NOT_UNICAST
     elif inner.family == 4:
         if not port.has4 or inner.src_low != port.address4:
             return DropReason.SOURCE_SPOOFED

@@ -15,7 +15,8 @@ packet came in counts only where it says more than addresses do:
 
 Limits. What the host masquerades has the node's address and is the node's (1): kube-proxy's hairpin and node ports, and
 all Services with --masquerade-all. A Service whose endpoint is no pod (the API server's) leaves by the host's other
-interfaces after 3 and is not judged. Two pods that the host's kernel connects by a bridge are not seen here.
+interfaces after 3 and is not judged. Pods that the host's kernel connects are
+seen where it is made to lead them here (`fabric.steering`): by the bridge port, which is a pod port to all of this.
 """
 
 import cython

@@ -16,7 +16,7 @@ this node's subnets lie:
                       | to a peer, to a pod port: straight there
                       | to anything else: node port --> host: translation of Services, routes, as from a pod port
     host's packet to this node's subnets, forwarded (translated, from outside)
-      | rules 1125, 1126: to the node port, or nowhere
+      | rules 1125 to 1128: to the node port, or nowhere
       v
     node port --> daemon: judged as what it is now
 

@@ -11,9 +11,10 @@ from fabric.model import Network
 from routes.rules import Rule, TableRoute
 
 BEFORE_MAIN = 1120
-"""Priority of the first of our seven rules; the local table is at 0, main at 32766."""
-MARK = 0x1000
-"""Bit of the packet mark of what comes from a pod; kube-proxy has 0x4000 and 0x8000, the portmap plugin 0x2000."""
+"""Priority of the first of our nine rules; the local table is at 0, main at 32766."""
+MARK, HOST_MARK = 0x1000, 0x800
+"""Bits of the packet mark of what comes from a pod, and from the node port; kube-proxy has 0x4000 and 0x8000, the
+portmap plugin 0x2000."""
 TO_BRIDGE_PORT, TO_NODE_PORT, MAIN = 11201, 11202, 254
 """Routing tables: two of our own."""
 TABLES = (TO_BRIDGE_PORT, TO_NODE_PORT)
@@ -39,8 +40,13 @@ def rules(wanted: Steering | None) -> Iterator[Rule]:
         yield Rule(family, BEFORE_MAIN + 2, MAIN, to=subnet, interface="lo")
         yield Rule(family, BEFORE_MAIN + 3, TO_BRIDGE_PORT, mark=MARK)
         yield Rule(family, BEFORE_MAIN + 4, 0, mark=MARK)
-        yield Rule(family, BEFORE_MAIN + 5, TO_NODE_PORT, to=subnet)
-        yield Rule(family, BEFORE_MAIN + 6, 0, to=subnet)
+        # The kernel's reverse path filter asks for the way back of what goes to the node port as if it came from there,
+        # but without its mark (__mkroute_input in net/ipv4/route.c): the way back is the pod's interface.
+        node_port = wanted.node_port if wanted else ""
+        yield Rule(family, BEFORE_MAIN + 5, TO_NODE_PORT, to=subnet, interface=node_port, mark=HOST_MARK)
+        yield Rule(family, BEFORE_MAIN + 6, MAIN, to=subnet, interface=node_port)
+        yield Rule(family, BEFORE_MAIN + 7, TO_NODE_PORT, to=subnet)
+        yield Rule(family, BEFORE_MAIN + 8, 0, to=subnet)
 
 
 def table_routes(wanted: Steering | None) -> Iterator[TableRoute]:

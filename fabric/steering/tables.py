@@ -2,8 +2,9 @@
 
     bridge, prerouting   neighbour discovery of IPv6 as it is; IP from one of our addresses to another: to the bridge
     bridge, forward      neighbour discovery, ARP; IP from and to our subnets, and all else from a pod's port: dropped
-    inet, prerouting     from the bridge port: not tracked. From a pod's interface: the host's own address as source:
-                         dropped; to an address of the host: as ever; else marked, and not tracked
+    inet, prerouting     from the bridge port: not tracked. From the node port: marked. From a pod's interface: the
+                         host's own address as source: dropped; to an address of the host: as ever; else marked
+                         (another bit), and not tracked
 
 A pod port's frames match by its name; the addresses match also before the name of a new one is known here.
 
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from fabric.model import Network
-from fabric.steering.rules import MARK, Steering
+from fabric.steering.rules import HOST_MARK, MARK, Steering
 from fabric.traffic import nft
 from fabric.traffic.expressions import (
     NF_ACCEPT,
@@ -47,8 +48,8 @@ RAW = -450
 """NF_IP_PRI_RAW_BEFORE_DEFRAG: what is not tracked is not joined from its fragments either (-400). A frame that passes
 br_netfilter would stay joined, and be too big for the next interface."""
 DNAT_BRIDGE, FILTER_BRIDGE = -300, -200
-"""NF_BR_PRI_NAT_DST_BRIDGED and NF_BR_PRI_FILTER_BRIDGED. After a frame has been through br_netfilter (0), which takes it
-at -1 of the forward hook, the kernel passes over what stands at 0 there."""
+"""NF_BR_PRI_NAT_DST_BRIDGED and NF_BR_PRI_FILTER_BRIDGED. br_netfilter takes a frame at -1 of the forward hook, and
+behind it the kernel passes over what stands at 0 there."""
 ETHER_TYPE = {4: b"\x08\x00", 6: b"\x86\xdd"}
 ARP = b"\x08\x06"
 ICMPV6 = 58
@@ -171,18 +172,25 @@ def _neighbour_discovery() -> Iterator[Program]:
 
 
 def _from_pods(wanted: Steering, side: PodSide) -> Iterator[Program]:
-    mark = struct.pack("=I", MARK)
     yield _from(wanted.bridge_port) + _expression("notrack")
+    yield _from(wanted.node_port) + _set_mark(HOST_MARK)
     for name in side.interfaces:
         yield _from(name) + _address_type(NFTA_FIB_F_SADDR) + _compare_number(RTN_LOCAL) + _verdict(NF_DROP)
         yield _from(name) + _address_type(NFTA_FIB_F_DADDR) + _compare_number(RTN_LOCAL) + _verdict(NFT_RETURN)
-        yield (
-            _from(name) + _load_meta(NFT_META_MARK)
-            + _expression("bitwise", (1, _number(NFT_REG_1)), (2, _number(NFT_REG_1)), (3, _number(4)),
-                          (4 | NESTED, _attribute(1, struct.pack("=I", ~MARK & 0xFFFFFFFF))),
-                          (5 | NESTED, _attribute(1, mark)))
-            + _set_meta(NFT_META_MARK) + _expression("notrack")
-        )  # fmt: skip
+        yield _from(name) + _set_mark(MARK) + _expression("notrack")
+
+
+def _set_mark(bit: int) -> Program:
+    """This bit besides those that are set."""
+    return (
+        _load_meta(NFT_META_MARK)
+        + _expression(
+            "bitwise", (1, _number(NFT_REG_1)), (2, _number(NFT_REG_1)), (3, _number(4)),
+            (4 | NESTED, _attribute(1, struct.pack("=I", ~bit & 0xFFFFFFFF))),
+            (5 | NESTED, _attribute(1, struct.pack("=I", bit))),
+        )
+        + _set_meta(NFT_META_MARK)
+    )  # fmt: skip
 
 
 def _from(name: str) -> Program:
