@@ -2,9 +2,9 @@
 
     bridge, prerouting   neighbour discovery of IPv6 as it is; IP from one of our addresses to another: to the bridge
     bridge, forward      neighbour discovery, ARP; IP from and to our subnets, and all else from a pod's port: dropped
-    inet, prerouting     from the bridge port: not tracked. From the node port: marked. From a pod's interface: the
-                         host's own address as source: dropped; to an address of the host: as ever; else marked
-                         (another bit), and not tracked
+    inet, prerouting     from the bridge port: not tracked. From a pod's interface: the host's own address as source:
+                         dropped; to an address of the host: as ever; else marked, and not tracked
+    inet, translated     once the host has translated it, to our subnets, but from the bridge port: marked (another bit)
 
 A pod port's frames match by its name; the addresses match also before the name of a new one is known here.
 
@@ -26,6 +26,7 @@ from fabric.traffic import nft
 from fabric.traffic.expressions import (
     NF_ACCEPT,
     NFT_CMP_EQ,
+    NFT_CMP_NEQ,
     NFT_META_MARK,
     NFT_META_PROTOCOL,
     NFT_PAYLOAD_NETWORK_HEADER,
@@ -47,6 +48,7 @@ RTN_LOCAL = 2
 RAW = -450
 """NF_IP_PRI_RAW_BEFORE_DEFRAG: what is not tracked is not joined from its fragments either (-400). A frame that passes
 br_netfilter would stay joined, and be too big for the next interface."""
+AFTER_DNAT = -90
 DNAT_BRIDGE, FILTER_BRIDGE = -300, -200
 """NF_BR_PRI_NAT_DST_BRIDGED and NF_BR_PRI_FILTER_BRIDGED. br_netfilter takes a frame at -1 of the forward hook, and
 behind it the kernel passes over what stands at 0 there."""
@@ -80,7 +82,10 @@ class Chain:
 def chains(family: str, wanted: Steering, side: PodSide) -> tuple[Chain, ...]:
     """What the table of this family should hold."""
     if family == "inet":
-        return (Chain("prerouting", 0, RAW, tuple(_from_pods(wanted, side))),)
+        return (
+            Chain("prerouting", 0, RAW, tuple(_from_pods(wanted, side))),
+            Chain("translated", 0, AFTER_DNAT, tuple(_to_pods(wanted))),
+        )
     return (
         Chain("prerouting", 0, DNAT_BRIDGE, tuple(_to_the_bridge(wanted, side))),
         Chain("forward", 2, FILTER_BRIDGE, tuple(_between_ports(wanted, side))),
@@ -173,11 +178,18 @@ def _neighbour_discovery() -> Iterator[Program]:
 
 def _from_pods(wanted: Steering, side: PodSide) -> Iterator[Program]:
     yield _from(wanted.bridge_port) + _expression("notrack")
-    yield _from(wanted.node_port) + _set_mark(HOST_MARK)
     for name in side.interfaces:
         yield _from(name) + _address_type(NFTA_FIB_F_SADDR) + _compare_number(RTN_LOCAL) + _verdict(NF_DROP)
         yield _from(name) + _address_type(NFTA_FIB_F_DADDR) + _compare_number(RTN_LOCAL) + _verdict(NFT_RETURN)
         yield _from(name) + _set_mark(MARK) + _expression("notrack")
+
+
+def _to_pods(wanted: Steering) -> Iterator[Program]:
+    for subnet in wanted.subnets:
+        yield (
+            _from(wanted.bridge_port, NFT_CMP_NEQ) + _protocol(subnet) + _address(subnet, source=False)
+            + _set_mark(HOST_MARK)
+        )  # fmt: skip
 
 
 def _set_mark(bit: int) -> Program:
@@ -193,8 +205,8 @@ def _set_mark(bit: int) -> Program:
     )  # fmt: skip
 
 
-def _from(name: str) -> Program:
-    return _load_meta(NFT_META_IIFNAME) + _compare(name.encode().ljust(IFNAMSIZ, b"\0"))
+def _from(name: str, operator: int = NFT_CMP_EQ) -> Program:
+    return _load_meta(NFT_META_IIFNAME) + _compare(name.encode().ljust(IFNAMSIZ, b"\0"), operator)
 
 
 def _protocol(subnet: Network) -> Program:
@@ -235,8 +247,8 @@ def _load_value(value: bytes) -> Program:
     return _expression("immediate", (1, _number(NFT_REG_1)), (2 | NESTED, _attribute(1, value)))
 
 
-def _compare(value: bytes) -> Program:
-    return _expression("cmp", (1, _number(NFT_REG_1)), (2, _number(NFT_CMP_EQ)), (3 | NESTED, _attribute(1, value)))
+def _compare(value: bytes, operator: int = NFT_CMP_EQ) -> Program:
+    return _expression("cmp", (1, _number(NFT_REG_1)), (2, _number(operator)), (3 | NESTED, _attribute(1, value)))
 
 
 def _compare_number(value: int) -> Program:
