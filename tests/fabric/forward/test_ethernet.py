@@ -45,6 +45,7 @@ class TapPort:
     name = "tap"
     mtu = 1450
     workers = 1
+    bridged = False
     slot = 0
     ethernet = (raw_mac(POD_MAC), raw_mac(GATEWAY))
     addresses = (ip_address(address4(*TAP)), ip_address(address6(*TAP)))
