@@ -50,6 +50,7 @@ class FakePort:
     workers: int = 1
     name: str = "node"
     ethernet: None = None
+    bridged: bool = False
     slot: int = 0
 
 

@@ -76,6 +76,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("policy-dir", "text", "", "directory of YAML files with network policies", "ours"),
     Flag("store-policy", "bool", False, "network policies from etcd or SQLite, below PREFIX/policy/", "ours"),
     Flag("service-cidr", "list", (), "networks of Service addresses, comma-separated; repeatable", "ours"),
+    Flag("policy-bridges", "text", "on", "enforce policy also for pods on bridges and pairs: on or off", "ours"),
     Flag("log-format", "text", "", "text or json (default: text on a terminal, else json)", "ours"),
     Flag("vmodule", "text", "", "log level by source file", "later"),
     Flag("log_backtrace_at", "text", "", "log a stack trace at a source line", "later"),

@@ -56,12 +56,14 @@ class TrafficOptions:
 
 @dataclass(frozen=True, slots=True)
 class PolicyOptions:
-    """Where network policies come from; without any of these there are none. `services` are Services' networks."""
+    """Where network policies come from; without any of these there are none. `services` are Services' networks,
+    `bridges` says whether pods without a port of their own (bridge, veth) pass the daemon where there are policies."""
 
     directory: str = ""
     services: tuple[Network, ...] = ()
     kube: Literal["auto", "on", "off"] = "off"
     store: bool = False
+    bridges: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +270,7 @@ def _options(values: Mapping[str, Any], given: set[str], environ: Mapping[str, s
 
 def _check_ranges(values: Mapping[str, Any]) -> None:
     for name, allowed in (("vxlan-reserved", ("strict", "ignore")), ("log-format", ("", "text", "json")),
-                          ("kube-policy", ("auto", "on", "off"))):  # fmt: skip
+                          ("kube-policy", ("auto", "on", "off")), ("policy-bridges", ("on", "off"))):  # fmt: skip
         if values[name] not in allowed:
             raise ValueError(f"invalid value {values[name]!r} for --{name}: one of {', '.join(filter(None, allowed))}")
     for name, (low, high) in RANGES.items():
@@ -316,7 +318,8 @@ def _policy(values: Mapping[str, Any]) -> PolicyOptions:
             "--flow-table 0 tracks no flows, so replies could not be told from new flows: "
             f"give it a size, or leave out {' and '.join(asked)}"
         )
-    return PolicyOptions(directory, tuple(_network(word) for word in words if word), kube, store)
+    networks = tuple(_network(word) for word in words if word)
+    return PolicyOptions(directory, networks, kube, store, values["policy-bridges"] == "on")
 
 
 def _network(text: str) -> Network:

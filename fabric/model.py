@@ -129,7 +129,8 @@ class DataplaneSettings:
     (`config.node_port_mtu`); `offload` the kill switches that a person set (absent: probe); `txqueuelen` the node
     port's queue length in packets; `interface` the underlay device; `flows` how many flows are tracked, 0 for none.
     `services` are the networks of Service addresses: what a pod sends there is judged by policy once the host has
-    translated it. With `policy_required` pods are cut off until there is a policy snapshot.
+    translated it. With `policy_required` pods are cut off until there is a policy snapshot. `bridges` names the device
+    for pods that the host's kernel connects (bridge, veth), and is empty when they do not pass the data path.
     """
 
     vni: int
@@ -146,6 +147,7 @@ class DataplaneSettings:
     flows: int = 131_072
     services: tuple[Network, ...] = ()
     policy_required: bool = False
+    bridges: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,7 +125,10 @@ def check_stopped(run_dir: str) -> None:
 
 def act(found: Plan) -> list[str]:
     """Do it; a line for each change. Raises FabricError."""
-    return asyncio.run(_remove_firewall() if found.flanneld else _make(found.devices))
+    from fabric.steering.look import remove
+
+    steering = remove()  # without fabricd nothing would pass
+    return [*steering, *asyncio.run(_remove_firewall() if found.flanneld else _make(found.devices))]
 
 
 async def _make(devices: Sequence[DeviceState]) -> list[str]:

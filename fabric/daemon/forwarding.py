@@ -80,7 +80,7 @@ class Forwarding:
         self._has_port = False
         self._applied: ForwardingState | None = None
         self._issued: list[_Issued] = []  # what the kernel was last known to be at, and was asked for since
-        self._translate = Translator(settings.txqueuelen)
+        self._translate = Translator(settings.txqueuelen, settings.bridges)
         self._settled = False  # the kernel was brought to a first state
         self._running = False  # the threads are
         self._unconfirmed = asyncio.Event()
@@ -204,7 +204,7 @@ class Forwarding:
         if not self._issued or self._issued[-1].state != state:
             self._issued.append(_Issued(state, wanted))
             self._unconfirmed.set()
-        self.keeper.want(wanted, self.blackholes(), self.unreachables())
+        self.keeper.want((*wanted, *self._translate.bridge_port()), self.blackholes(), self.unreachables())
 
     def _calculate(self) -> tuple[calc.Node, calc.Outcome]:
         """The outcome, and the node it is for: what the data path cannot do now changes what is wanted of it."""

@@ -19,7 +19,7 @@ from fabric.flags import Options
 
 if TYPE_CHECKING:
     from fabric.daemon.node import Node
-    from fabric.daemon.parts import Dataplane, Parts, Source, Traffic
+    from fabric.daemon.parts import Dataplane, Parts, Source, Steerer, Traffic
     from fabric.model import DataplaneSettings
 
 log = logging.getLogger("fabric")
@@ -64,6 +64,7 @@ def real_parts(source: Source, store: systemd.FdStore) -> Parts:
         device_free=lambda name: None if store.holds(NODE) else prerequisites.check_device_name(name),
         reconciler=KernelReconciler,
         traffic=_traffic,
+        steering=_steering,
         privileges=privileges,
         successor=handover.Successor.from_environment(store),
     )
@@ -82,6 +83,12 @@ def _traffic(resync: float) -> Traffic:
     from fabric.traffic.manager import TrafficManager  # takes its time; we forward by then
 
     return TrafficManager(resync)
+
+
+def _steering() -> Steerer:
+    from fabric.steering.manager import SteeringManager
+
+    return SteeringManager()
 
 
 def _run(options: Options, source: Source) -> int:

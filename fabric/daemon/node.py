@@ -34,6 +34,7 @@ from fabric.daemon.parts import Parts
 from fabric.daemon.pods import Pods
 from fabric.daemon.pods_routes import lead_host_to
 from fabric.daemon.run_dir import RunDir
+from fabric.daemon.steering import Steering
 from fabric.daemon.supervisor import Supervisor
 from fabric.daemon.uplink import UplinkFollower
 from fabric.daemon.watchdog import Watchdog
@@ -77,6 +78,7 @@ class Node:
         self._uplink: UplinkFollower | None = None
         self._run_dir = RunDir(Path(options.run_dir))
         self._firewall: Firewall | None = None
+        self.steering = Steering(parts.steering)
         self._control: ControlServer | None = None
         self._health: HealthServer | None = None
         self._metrics: MetricsServer | None = None
@@ -192,6 +194,7 @@ class Node:
             self._forwarding.close()
         if self._firewall is not None:
             self._firewall.close()
+        self.steering.close()
         if self.policy is not None:
             await self.policy.close()
         await self.cluster.close()
@@ -281,6 +284,7 @@ class Node:
             interface=self.external.name,
             services=self.options.policy.services,
             policy_required=bool(self.policy_sources),
+            bridges=self.steering.device(self.options.policy, self.policy_sources, backend),
         )
 
     async def _start_firewall(self) -> None:
@@ -294,6 +298,7 @@ class Node:
         await self._start_policy()
         complete = await gone_pods.release(self.options, self.pods.gone, self.pods.rebooted, self._had_subnet_file)
         await self.forwarding.start(self.external, self._parts.reconciler, self.uplink.changed)
+        await self.steering.start(self.cluster.own_lease, self.device)
         self._lead_host_to_pods()
         self.forwarding.port_made = self._lead_host_to_pods
         await self._start_firewall()
@@ -329,6 +334,7 @@ class Node:
             ("pods", self.pods.watch),
             ("sequence", self.forwarding.run_sequence),
             ("firewall", self.firewall.traffic.run),
+            *self.steering.tasks(),
             ("uplink", self.uplink.run),
             ("threads", Watchdog(self.forwarding.dataplane, self._late, self.supervisor.give_up).run),
             *([("extension", self.extension.run)] if self.extension is not None else []),
@@ -385,6 +391,7 @@ class Node:
     def _lease_moved(self, lease: Lease) -> None:
         self._leases_changed()
         self.firewall.lease_moved(lease)
+        self.steering.lease_moved(lease)
         self._rewrite_subnet_file()
 
     def _check_subnet_file(self) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fabric.forward.policies import Denied
     from fabric.forward.rehearse import LiveTables
     from fabric.policy import PolicySnapshot
+    from fabric.steering.rules import Steering
 
 
 class Ports(Protocol):
@@ -193,6 +194,25 @@ class Traffic(Protocol):
         """Counters by name."""
 
 
+class Steerer(Protocol):
+    """What leads the traffic of pods without ports to the daemon (`fabric.steering`)."""
+
+    def want(self, wanted: Steering | None) -> None:
+        """From now on it should be like that; None: nothing of it."""
+
+    async def first(self) -> None:
+        """The first look, at once. Raises StartError."""
+
+    async def run(self) -> None:
+        """Look and repair for ever."""
+
+    def problems(self) -> tuple[str, ...]:
+        """What is not as it should be, one line each."""
+
+    def close(self) -> None:
+        """End its thread; what it made stays. Idempotent."""
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """The outside world of a node."""
@@ -207,5 +227,6 @@ class Parts:
     device_free: Callable[[str], None] = field(default=prerequisites.check_device_name)
     flannel: Flannel = field(default_factory=Flannel)
     identify: Callable[[str], NetnsIdentity] = field(default=identify)
+    steering: Callable[[], Steerer] | None = None
     successor: Successor | None = None
     """When we take over from a running daemon."""

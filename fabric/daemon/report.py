@@ -107,7 +107,9 @@ def status(node: Node) -> dict[str, Any]:
             "used": sum(1 for verdict in verdicts if verdict.used),
             "quarantined": sum(1 for verdict in verdicts if not verdict.used),
         },
-        "kernel": {"problems": list(forwarding.keeper.problems()) if forwarding.keeper else []},
+        "kernel": {
+            "problems": [*(forwarding.keeper.problems() if forwarding.keeper else ()), *node.steering.problems()]
+        },
         "firewall": _firewall(node),
         "policy": policing.status(node.policy),
         "tasks": node.supervisor.names(),

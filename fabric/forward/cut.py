@@ -14,7 +14,7 @@ from cython.cimports.fabric.forward.flow_track import ANSWER, BY_NODE_PORT, REFU
 from cython.cimports.fabric.forward.icmp import PROHIBITED, build_error
 from cython.cimports.fabric.forward.lane import drop, write_packet
 from cython.cimports.fabric.forward.reset import build_reset
-from cython.cimports.fabric.forward.snapshot import KIND_SHIFT, POD_PORT, POSITION_MASK, TO_PORT, TO_VTEP
+from cython.cimports.fabric.forward.snapshot import KIND_SHIFT, NODE_PORT, POSITION_MASK, TO_PORT, TO_VTEP
 from cython.cimports.fabric.forward.tunnel import MADE_BUFFER, send_made
 from cython.cimports.libc.stdint import uint8_t, uint32_t
 from cython.cimports.libc.string import memset
@@ -71,7 +71,7 @@ def write_made(lane, g, position, packet, length):
 def send_on(e, g, position, route, verdict, packet, length, inner):
     """Where the refused frame was going: see `egress_frame`."""
     kind: uint32_t = route >> KIND_SHIFT
-    pod: cython.bint = g.ports[position].kind == POD_PORT
+    pod: cython.bint = g.ports[position].kind != NODE_PORT
     if verdict & BY_NODE_PORT:
         write_made(cython.address(e.lane), g, 0, packet, length)
     elif route == cython.cast(uint32_t, NO_ROUTE) or (pod and kind != TO_PORT and kind != TO_VTEP):

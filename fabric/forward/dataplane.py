@@ -52,6 +52,7 @@ class Dataplane:
         self._kept = keeper or kept.Nothing()
         self._underlay = Underlay(settings, self._kept)
         self._node: WorkerPort | None = None
+        self._bridges: WorkerPort | None = None
         self._pods: list[WorkerPort] = []
         self._workers: list[Worker] = []
         self._threads: list[threading.Thread] = []
@@ -101,35 +102,46 @@ class Dataplane:
             for sock in gone:
                 sock.close()
         self.settings = after
-        if self._node is not None:
-            self._node.mtu = mtu
+        for port in self._host_ports:
+            port.mtu = mtu
 
     # --- ports ---
 
     def create_node_port(self) -> None:
-        """Make the TUN device of the host's namespace; addresses and routes are the reconciler's."""
-        self._node = self._node_port()
+        """Make the TUN devices of the host's namespace: node port and, where it is wanted, bridge port.
+
+        Addresses and routes are the reconciler's.
+        """
+        if not _serves(self._node, self.settings.device):
+            self._node = self._host_port("node", kept.NODE, self.settings)
+        if self.settings.bridges and not _serves(self._bridges, self.settings.bridges):
+            settings = replace(self.settings, device=self.settings.bridges)
+            self._bridges = self._host_port("bridges", kept.BRIDGES, settings)
+            self._bridges.bridged = True
+            self._bridges.place(self._pods, self._workers)
         self._ports_version += 1
 
     def recreate_node_port(self) -> None:
-        """The device again after somebody deleted it."""
-        self._kept.drop(kept.NODE)
+        """Those again that somebody deleted."""
+        if not _serves(self._node, self.settings.device):
+            self._kept.drop(kept.NODE)
+        if not _serves(self._bridges, self.settings.bridges):
+            self._kept.drop(kept.BRIDGES)
         self.create_node_port()
         self._publish()
 
-    def _node_port(self) -> WorkerPort:
-        settings = self.settings
-        left = self._kept.take(kept.NODE)
+    def _host_port(self, name: str, key: str, settings: DataplaneSettings) -> WorkerPort:
+        left = self._kept.take(key)
         device = node_device.take_back(left, settings)
         if left and device is None:  # its name may be ours
-            self._kept.drop(kept.NODE)
+            self._kept.drop(key)
             self._kept.settle()
         try:
             device = device or node_device.make(settings)
         except DeviceError as error:
             raise DataplaneError(str(error)) from None
-        self._kept.keep(kept.NODE, device.fds)
-        return WorkerPort("node", device, settings.mtu, (), settings.workers)
+        self._kept.keep(key, device.fds)
+        return WorkerPort(name, device, settings.mtu, (), settings.workers)
 
     def add_port(self, endpoint: Endpoint, fds: Sequence[int] = ()) -> dict[str, object]:
         """A pod port: a device in the pod's namespace, up, reachable at its addresses once this returns.
@@ -163,23 +175,28 @@ class Dataplane:
         port = WorkerPort(endpoint.name, device, mtu, endpoint.addresses, self.settings.workers)
         port.ethernet = pod_device.ethernet(device)
         self._kept.keep(kept.pod(endpoint.name), device.fds)
-        port.place(self._pods, self._workers)
+        port.place([*self._host_ports[1:], *self._pods], self._workers)
         self._pods.append(port)
         self._ports_version += 1
         self._publish()
         return port.describe()
 
     @property
+    def _host_ports(self) -> list[WorkerPort]:
+        """The node port, and the bridge port where there is one."""
+        return [port for port in (self._node, self._bridges) if port is not None]
+
+    @property
     def _ports(self) -> list[WorkerPort]:
         """As the workers number them: the node port is 0. None before there is a node port."""
-        return [self._node, *self._pods] if self._node is not None else []
+        return [*self._host_ports, *self._pods] if self._node is not None else []
 
     def _check_new(self, endpoint: Endpoint) -> None:
         name, addresses = endpoint.name, endpoint.addresses
         if endpoint.kind not in pod_device.CARRIED:
             kinds = ", ".join(pod_device.CARRIED)
             raise DataplaneError(f"port {name}: kind {endpoint.kind} is not carried by this fabricd, only {kinds}")
-        if name == "node" or any(port.name == name for port in self._pods):
+        if name in ("node", "bridges") or any(port.name == name for port in self._pods):
             raise DataplaneError(f"port {name} exists already")
         if len({address.version for address in addresses}) != len(addresses):
             raise DataplaneError(f"port {name}: {', '.join(map(str, addresses))}: at most one address of each family")
@@ -326,7 +343,7 @@ class Dataplane:
         for port in [*self._ports, *self._pods]:
             port.device.close()
         self._tunnel_offload.close()
-        self._node = None
+        self._node = self._bridges = None
         self._pods.clear()
         self._underlay.close()
         if self._memory is not None:
@@ -421,6 +438,11 @@ class Dataplane:
             ],
             "ports": [port.describe() for port in self._ports],
         }
+
+
+def _serves(port: WorkerPort | None, device: str) -> bool:
+    """Whether the port's device is still there, under this name."""
+    return port is not None and not port.device.gone and port.device.name == device
 
 
 def _overflows(device: str) -> int:

@@ -3,7 +3,7 @@ from encap.inner cimport Inner
 from encap.vtep cimport Vtep
 from fabric.forward.batch cimport Egress, Frame
 from fabric.forward.lane cimport PortCount
-from fabric.forward.snapshot cimport Generation, PortEntry
+from fabric.forward.snapshot cimport Generation
 from tun.vnet cimport VnetHeader
 
 cdef enum:
@@ -28,4 +28,5 @@ cdef bint egress_frame(Egress* e, const Generation* g, uint32_t position, uint8_
                        const VnetHeader* vnet) noexcept nogil
 cdef bint no_route(Egress* e, const Generation* g, uint32_t position, Frame* frame) noexcept nogil
 cdef bint to_host(Egress* e, const Generation* g, uint32_t position, const Vtep* vtep, Frame* frame) noexcept nogil
-cdef int check_pod(const Generation* g, const PortEntry* port, const Inner* inner) noexcept nogil
+cdef int check_pod(const Generation* g, uint32_t position, const Inner* inner) noexcept nogil
+cdef bint is_unicast(const Inner* inner) noexcept nogil

@@ -49,13 +49,16 @@ from cython.cimports.fabric.forward.kernel import (
 )
 from cython.cimports.fabric.forward.lane import PortCount, drop, lane_enter, lane_idle
 from cython.cimports.fabric.forward.local import answer, to_port
+from cython.cimports.fabric.forward.policing import route_to
 from cython.cimports.fabric.forward.snapshot import (
+    BRIDGE_PORT,
     KIND_SHIFT,
     LINK_HEADER,
     MAX_WORKERS,
-    POD_PORT,
+    NODE_PORT,
     POSITION_MASK,
     TO_HOST,
+    TO_PORT,
     TO_VTEP,
     Generation,
     PortEntry,
@@ -265,8 +268,8 @@ def examine(e, g, position, data, length, frame):
     port: cython.pointer(PortEntry) = cython.address(g.ports[position])
     inner: cython.pointer(Inner) = cython.address(frame.inner)
     reason: cython.int = parse(data, length, inner)
-    if reason == DropReason.PASS and port.kind == POD_PORT:
-        reason = check_pod(g, port, inner)
+    if reason == DropReason.PASS and port.kind != NODE_PORT:
+        reason = check_pod(g, position, inner)
     if reason != DropReason.PASS:
         drop(cython.address(e.lane), reason)
         return False
@@ -307,7 +310,7 @@ def forward(e, g, position, frame):
         return to_tunnel(e, g, position, cython.address(g.vteps.vteps[target]), frame.data, inner, vnet)
     if route >> KIND_SHIFT == TO_HOST:
         return to_host(e, g, position, cython.address(g.vteps.vteps[target]), frame)
-    if target == position:
+    if target == position and port.kind != BRIDGE_PORT:
         drop(cython.address(e.lane), DropReason.NO_ROUTE)
         answer(e, g, position, frame.data, inner, HOST_UNREACHABLE, 0)
         return False
@@ -319,12 +322,10 @@ def no_route(e, g, position, frame):
     """A destination outside the fabric."""
     inner: cython.pointer(Inner) = cython.address(frame.inner)
     verdict: uint32_t
-    if not (
-        unicast4(cython.cast(uint32_t, inner.dst_low)) if inner.family == 4 else unicast6(inner.dst_high, inner.dst_low)
-    ):
+    if not is_unicast(inner):
         drop(cython.address(e.lane), DropReason.NOT_UNICAST)
         return False
-    if g.ports[position].kind == POD_PORT:
+    if g.ports[position].kind != NODE_PORT:
         # Everything outside the fabric is the host's business: its kernel routes and translates.
         if g.flows != cython.NULL:
             verdict = track(
@@ -339,11 +340,18 @@ def no_route(e, g, position, frame):
     return False
 
 
+def is_unicast(inner):
+    """Whether the destination is one host."""
+    if inner.family == 4:
+        return unicast4(cython.cast(uint32_t, inner.dst_low))
+    return unicast6(inner.dst_high, inner.dst_low)
+
+
 def to_host(e, g, position, vtep, frame):
     """A VTEP to which the host has a plain route; what the host gives us all the same is sent as we can."""
     inner: cython.pointer(Inner) = cython.address(frame.inner)
     vnet: cython.pointer(VnetHeader) = cython.address(frame.vnet)
-    if g.ports[position].kind == POD_PORT:
+    if g.ports[position].kind != NODE_PORT:
         to_port(e, g, position, 0, frame.data, inner, vnet)
         return False
     if vtep.format != FORMAT_NONE:
@@ -353,9 +361,17 @@ def to_host(e, g, position, vtep, frame):
     return False
 
 
-def check_pod(g, port, inner):
-    """A pod may send only from its own addresses, and never to a node's tunnel port, of whatever format."""
-    if inner.family == 4:
+def check_pod(g, position, inner):
+    """A pod may send only from its own addresses, and never to a node's tunnel port, of whatever format.
+
+    From the bridge port comes what the routes lead back to it.
+    """
+    port: cython.pointer(PortEntry) = cython.address(g.ports[position])
+    if port.kind == BRIDGE_PORT:
+        if route_to(g, inner.family, inner.src_high, inner.src_low) != (TO_PORT << KIND_SHIFT | position):
+            # The host's kernel itself announces its multicast groups there.
+            return DropReason.SOURCE_SPOOFED if is_unicast(inner) else DropReason.NOT_UNICAST
+    elif inner.family == 4:
         if not port.has4 or inner.src_low != port.address4:
             return DropReason.SOURCE_SPOOFED
     elif not port.has6 or inner.src_low != port.low6 or inner.src_high != port.high6:

@@ -13,6 +13,8 @@ from fabric.model import Address
 
 NODE = "node"
 """The node port's queues."""
+BRIDGES = "bridges"
+"""The bridge port's."""
 FLOWS = "flows"
 """The memory of the flow table."""
 

@@ -15,7 +15,8 @@ packet came in counts only where it says more than addresses do:
 
 Limits. What the host masquerades has the node's address and is the node's (1): kube-proxy's hairpin and node ports, and
 all Services with --masquerade-all. A Service whose endpoint is no pod (the API server's) leaves by the host's other
-interfaces after 3 and is not judged. Two pods that the host's kernel connects by a bridge are not seen here.
+interfaces after 3 and is not judged. Pods that the host's kernel connects are
+seen where it is made to lead them here (`fabric.steering`): by the bridge port, which is a pod port to all of this.
 """
 
 import cython
@@ -24,7 +25,7 @@ from cython.cimports.encap.inner import IPPROTO_ICMP, IPPROTO_ICMPV6
 from cython.cimports.fabric.forward.enforcement import is_service
 from cython.cimports.fabric.forward.flow_state import CUT
 from cython.cimports.fabric.forward.flow_table import NODE_ENTRY, UNDERLAY_ENTRY
-from cython.cimports.fabric.forward.snapshot import KIND_SHIFT, POSITION_MASK, TO_PORT, Generation
+from cython.cimports.fabric.forward.snapshot import KIND_SHIFT, POD_PORT, POSITION_MASK, TO_PORT, Generation
 from cython.cimports.fabric.policy.judge import (
     EGRESS,
     INGRESS,
@@ -124,8 +125,8 @@ def is_unknown(
     if not is_pod(route, own):
         return False
     entry: cython.pointer(cython.const[PolicyEntry]) = find_entry(g.rules.tables, family, high, low)
-    # Behind the node port an address of the lease may be the host's, such as a bridge's.
-    return not entry.local and not (entry.is_node and route & POSITION_MASK == 0)
+    # Behind these ports an address of the lease may be the host's, such as a bridge's.
+    return not entry.local and not (entry.is_node and g.ports[route & POSITION_MASK].kind != POD_PORT)
 
 
 def gate(g, q, entry, settled):

@@ -16,11 +16,13 @@ class WorkerPort:
     """Wraps a `tun.Device`; snapshots hold a reference, so the device closes when the last one that names it is freed.
 
     `ethernet` is None for a TUN, (the pod's MAC, the gateway's MAC) of 6 bytes each for a TAP. `addresses` are a pod's
-    own addresses, empty for the node port. `workers` is the number of workers that share the reading of single-queue
-    ports. `slot` is where the workers count it (0: with the node port), `before` what is to be added to their counts.
+    own addresses, empty for the node port. `bridged`: it leads to the host's pods that have no port of their own.
+    `workers` is the number of workers that share the reading of single-queue ports. `slot` is where the workers count
+    it (0: with the node port), `before` what is to be added to their counts.
     """
 
     ethernet: tuple[bytes, bytes] | None = None
+    bridged = False
     COUNTS = ("frames_from", "bytes_from", "frames_to", "bytes_to", "drops")
     """As `Worker.port_counts` gives them: what came from the pod, what went to it, what of both was refused."""
     slot = 0

@@ -17,6 +17,7 @@ cdef enum:
     SLOTS = 4096                 # ports that are counted one by one; slot 0 is the node port's
     NODE_PORT = 0
     POD_PORT = 1
+    BRIDGE_PORT = 2              # the host's pods that have no port of their own: bridge, veth
 
 # One port. Position 0 is the node port.
 cdef struct PortEntry:

@@ -70,8 +70,14 @@ def peer_routes(peer, position):
 
 
 def local_routes(vteps, ports):
-    """The routes to this node: its own prefixes, and the pods' addresses."""
-    routes = {prefix: to_port(0) for vtep in vteps for prefix in vtep.prefixes}
+    """The routes to this node: its own prefixes, and the pods' addresses.
+
+    Where there is a port for the pods in bridges, it is theirs that have no port, and the node's address the node's.
+    """
+    behind = next((position for position, port in enumerate(ports) if port.bridged), 0)
+    own = [prefix for vtep in vteps for prefix in vtep.prefixes]
+    routes = dict.fromkeys(own, to_port(behind))
+    routes.update({ip_network(prefix.network_address): to_port(0) for prefix in own} if behind else {})
     for position, port in enumerate(ports):
         for address in port.addresses:
             routes[ip_network(address)] = to_port(position)
@@ -153,7 +159,7 @@ class Snapshot:
         entry.features = port.features
         entry.slot = port.slot
         entry.mtu = port.mtu
-        entry.kind = NODE_PORT if position == 0 else POD_PORT
+        entry.kind = BRIDGE_PORT if port.bridged else NODE_PORT if position == 0 else POD_PORT
         if port.ethernet is not None:
             entry.ethernet = 1
             for i, byte in enumerate(port.ethernet[0] + port.ethernet[1]):

@@ -42,6 +42,7 @@ class NullPort:
     features = Features.ALL
     name = "null"
     ethernet = None
+    bridged = False
     slot = 0
 
     def __init__(self, fd: int, mtu: int = 1450, addresses: tuple[str, ...] = ()) -> None:

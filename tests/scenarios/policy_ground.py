@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from ipaddress import ip_address
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from fabric.lab import Lab
+from fabric.lab.plan import PodKind
 from tests.scenarios import fabric_view
 from tests.scenarios.policy_probes import Cell, Pods
 from tests.scenarios.waiting import wait_for
@@ -21,9 +23,11 @@ OTHER_DROPS = ("drop_policy_unknown_pod", "drop_policy_missing", "drop_policy_fr
 
 
 class Ground:
-    """Pods are called by the names of their table; each is on the node in whose subnet its address lies."""
+    """Pods are called by the names of their table; each is on the node in whose subnet its address lies. Their kinds
+    are `kinds` in turn."""
 
-    def __init__(self, lab: Lab, policies: Path, pods: Pods) -> None:
+    def __init__(self, lab: Lab, policies: Path, pods: Pods, kinds: Sequence[PodKind] = ("tun",)) -> None:
+        self._kinds = cycle(kinds)
         self.lab = lab
         self.policies = policies
         self.pods = pods
@@ -33,7 +37,8 @@ class Ground:
     def plug(self, name: str, identity: str, addresses: Iterable[str]) -> None:
         """`identity` is `namespace/name`."""
         given = {ip_address(address).version: address for address in addresses}
-        pod = self.lab.add_pod(f"node{given[4].split('.')[2]}", "tun", ips=list(given.values()), identity=identity)
+        node = f"node{given[4].split('.')[2]}"
+        pod = self.lab.add_pod(node, next(self._kinds), ips=list(given.values()), identity=identity)
         self.plugged[name] = pod.name
         self.pods.add(name, pod.netns, given)
 
@@ -81,11 +86,11 @@ class Ground:
 
 
 @contextmanager
-def prepared(policies: Path, pods: Pods) -> Iterator[Ground]:
+def prepared(policies: Path, pods: Pods, kinds: Sequence[PodKind] = ("tun",)) -> Iterator[Ground]:
     """Without pods and policies; `check_clean` at the end."""
     arguments = (f"--policy-dir={policies}",)
     with Lab(nodes=2, pods=0, ipv6=True, mode="veth", daemon_args=arguments) as lab, closing(pods):
-        ground = Ground(lab, policies, pods)
+        ground = Ground(lab, policies, pods, kinds)
         yield ground
         ground.check_clean()
 

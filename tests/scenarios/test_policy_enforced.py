@@ -26,11 +26,12 @@ BACKENDS = pytest.mark.parametrize("backend", [LOCAL, REMOTE], ids=["local", "re
 STREAM, DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
 
 
-@pytest.fixture(scope="module")
-def policed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PolicyLab]:
+@pytest.fixture(scope="module", params=["tun", "bridge", "veth"])
+def policed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PolicyLab]:
+    """Pods on ports of the daemon, and pods that the host's kernel connects, which pass the daemon all the same."""
     policies = tmp_path_factory.mktemp("policies")
     arguments = (f"--policy-dir={policies}", f"--service-cidr={NETWORKS}", "--ip-masq")
-    with Lab(nodes=2, pods=2, pod_kind="tun", ipv6=True, mode="veth", daemon_args=arguments) as lab:
+    with Lab(nodes=2, pods=2, pod_kind=request.param, ipv6=True, mode="veth", daemon_args=arguments) as lab:
         made = PolicyLab(lab, policies)
         pods = [
             {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"pod": name}},

@@ -99,6 +99,11 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
 @pytest.mark.parametrize("case", e2e.CASES, ids=lambda case: case[0])
 def test_kubernetes_case(ground: Ground, case: e2e.Case) -> None:
     """All nine pods are there, those of the table are asked."""
+    play(ground, case)
+
+
+def play(ground: Ground, case: e2e.Case) -> None:
+    """Every step of a case, and every cell of its tables."""
     _, listed, steps = case
     names, stale = listed.split(), True
     world = World(cyclonus.ADDRESSES, cyclonus.PODS, {name: {} for name in "xyz"})

@@ -1,7 +1,7 @@
 """Pods behind Services that the host's kernel translates: every connection has to find its way back to the kernel.
 
-Rules shaped like kube-proxy's stand on both nodes; client and backends are TUN pods. That a connection works says it
-all: an answer that does not pass the kernel again comes from an address the client has never heard of.
+Rules shaped like kube-proxy's stand on both nodes; client and backends are pods of one kind. That a connection works
+says it all: an answer that does not pass the kernel again comes from an address the client has never heard of.
 """
 
 from __future__ import annotations
@@ -67,16 +67,20 @@ class Cluster:
         return candidates[server], peer[0]
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """Two nodes with two TUN pods each, and the same rules on both nodes.
+@pytest.fixture(scope="module", params=["tun", "bridge", "veth"])
+def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two nodes with two pods each, and the same rules on both nodes.
 
-    With --ip-masq, as every cluster has it: a pod speaks to another node's address with its own node's.
+    With --ip-masq, as every cluster has it: a pod speaks to another node's address with its own node's. Pods that the
+    host's kernel connects are led to the daemon, where there are policies: none here that forbids anything.
     Service 1 has a backend on each node, 2 the client alone, 3 both backends and keeps a client with its first.
     """
     with ExitStack() as stack:
-        options = {"nodes": 2, "pods": 2, "pod_kind": "tun", "ipv6": True, "mode": "veth"}
-        lab = stack.enter_context(Lab(**options, daemon_args=("--ip-masq",)))
+        options = {"nodes": 2, "pods": 2, "pod_kind": request.param, "ipv6": True, "mode": "veth"}
+        networks = f"{ADDRESSES[4]}0/24,{ADDRESSES[6]}/112"
+        policy = f"--policy-dir={tmp_path_factory.mktemp('policies')}", f"--service-cidr={networks}"
+        arguments = ("--ip-masq", *(policy if request.param != "tun" else ()))
+        lab = stack.enter_context(Lab(**options, daemon_args=arguments))
         made = Cluster(lab, {})
         for pod in lab.pods:
             for family in (4, 6):

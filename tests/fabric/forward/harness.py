@@ -66,6 +66,7 @@ class HarnessPort(MemoryPort):
     """A memory port with what a snapshot reads from `fabric.forward.ports.WorkerPort`."""
 
     ethernet: tuple[bytes, bytes] | None = None
+    bridged = False
     slot = 0
 
     def __init__(

@@ -45,6 +45,7 @@ class TapPort:
     name = "tap"
     mtu = 1450
     workers = 1
+    bridged = False
     slot = 0
     ethernet = (raw_mac(POD_MAC), raw_mac(GATEWAY))
     addresses = (ip_address(address4(*TAP)), ip_address(address6(*TAP)))
@@ -288,6 +289,7 @@ class RealPort:
     ethernet: tuple[bytes, bytes] | None = None
     mtu: int = 1450
     workers: int = 1
+    bridged: bool = False
     slot: int = 0
 
     @property
