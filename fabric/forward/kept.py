@@ -13,6 +13,8 @@ from fabric.model import Address
 
 NODE = "node"
 """The node port's queues."""
+STATE = "state"
+"""What the data path was told last (`fabric.forward.last_state`)."""
 FLOWS = "flows"
 """The memory of the flow table."""
 
@@ -22,6 +24,9 @@ class Kept(Protocol):
 
     def take(self, name: str) -> list[int]:
         """The descriptors an earlier run has left under this name, now the caller's; they stay kept, too."""
+
+    def put(self, name: str, fd: int) -> None:
+        """Something to `take`: given back, or from elsewhere."""
 
     def holds(self, name: str) -> bool:
         """Whether there is something to `take`."""
@@ -47,6 +52,9 @@ class Nothing:
 
     def take(self, name: str) -> list[int]:
         return []
+
+    def put(self, name: str, fd: int) -> None:
+        pass
 
     def holds(self, name: str) -> bool:
         return False
