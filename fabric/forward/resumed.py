@@ -27,6 +27,17 @@ if TYPE_CHECKING:
 log = logging.getLogger("fabric")
 
 
+class _Unsaid(logging.Handler):
+    """Keeps what is logged before anybody has said where to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
 class LastingDataplane(Dataplane):
     """A data path that takes down what it is told, for the next run.
 
@@ -47,12 +58,24 @@ class LastingDataplane(Dataplane):
         self._told_state: ForwardingState | None = None
         self._told_ports: dict[str, Endpoint] = {}
         self._resumed: set[str] = set()  # ports that nobody has asked for yet
+        self._has_node = False  # it was resumed, and nobody has asked for it yet
         self._runs = False
         self._judges = settings.policy_required
         self._writing = False
+        self._unsaid = _Unsaid()
 
     def resume(self, told: Told) -> None:
         """Forward as it was told. Raises DataplaneError; call `stop` then."""
+        level = log.level
+        log.addHandler(self._unsaid)
+        log.setLevel(logging.INFO)
+        try:
+            self._resume(told)
+        finally:
+            log.removeHandler(self._unsaid)
+            log.setLevel(level)
+
+    def _resume(self, told: Told) -> None:
         super().open()
         super().require(_formats(told.state))
         super().create_node_port()
@@ -66,7 +89,7 @@ class LastingDataplane(Dataplane):
                 self._told_ports[endpoint.name] = endpoint
         self.apply(told.state)
         self._start_workers(lambda: None)
-        self._runs = True
+        self._runs = self._has_node = True
 
     def forget(self) -> None:
         """The next run starts without all this."""
@@ -80,8 +103,9 @@ class LastingDataplane(Dataplane):
             super().open()
 
     def create_node_port(self) -> None:
-        if not self._runs:
+        if not self._has_node:
             super().create_node_port()
+        self._has_node = False
 
     def attach_port(self, endpoint: Endpoint) -> dict[str, object]:
         name = endpoint.name
@@ -95,6 +119,9 @@ class LastingDataplane(Dataplane):
         return made
 
     def start(self, before_threads: Callable[[], None] | None = None) -> None:
+        for record in self._unsaid.records:
+            log.handle(record)
+        self._unsaid.records.clear()
         for name in list(self._resumed):
             self.delete_port(name)
         if not self._runs:
@@ -137,6 +164,8 @@ class LastingDataplane(Dataplane):
         super().halt()
 
     def stop(self) -> None:
+        if self._writing:
+            self._write()
         super().stop()
         self._last.close()
 

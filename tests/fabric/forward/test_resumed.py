@@ -100,6 +100,19 @@ def test_the_start_finds_it_there(namespace: Namespace, manager: Manager, stack:
         ended(plane, manager)
 
 
+def test_a_node_port_that_was_deleted_is_made_again(
+    namespace: Namespace, manager: Manager, stack: ExitStack, endpoint: Endpoint
+) -> None:
+    ran(namespace, manager, endpoint)
+    plane = next_run(namespace, manager, stack)
+    assert plane is not None
+    plane.create_node_port()
+    plane.start()
+    namespace.command("ip", "link", "delete", SETTINGS.device)
+    namespace.run(plane.recreate_node_port)
+    assert SETTINGS.device in namespace.command("ip", "-br", "link")
+
+
 def test_what_nobody_asks_for_goes(
     namespace: Namespace, manager: Manager, stack: ExitStack, endpoint: Endpoint
 ) -> None:
