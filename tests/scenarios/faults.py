@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from fabric.lab import Lab, measure
@@ -63,7 +64,9 @@ class Row(NamedTuple):
 
 
 def flap(lab: Lab) -> None:
-    """The underlay's link goes and comes back after 300 ms."""
+    """The underlay's link goes and comes back after 300 ms; its IPv6 address, too."""
+    keep = Path("/proc/sys/net/ipv6/conf") / UNDERLAY / "keep_addr_on_down"
+    inside.call(NODE, lambda: keep.write_text("1"))
     inside.ip(NODE, "link", "set", UNDERLAY, "down")
     time.sleep(0.3)  # the fault itself: so long it is down
     inside.ip(NODE, "link", "set", UNDERLAY, "up")
