@@ -1,4 +1,4 @@
-"""`tests.soak` for as long as a test may take: nothing grows fast, nothing is lost without a reason, logs stay small."""
+"""`tests.soak` for as long as a test may take: nothing grows fast, no loss without a reason, logs stay small."""
 
 from __future__ import annotations
 
