@@ -28,13 +28,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fabric.daemon import systemd
+from fabric.daemon.systemd import HANDOVER as VARIABLE
 from fabric.errors import StartError
 
 if TYPE_CHECKING:
     from fabric.daemon.node import Node
 
 log = logging.getLogger("fabric")
-VARIABLE = "FABRIC_HANDOVER"
 LOCK = "lock"
 SECONDS = 30.0
 """For the successor to get ready."""

@@ -64,9 +64,7 @@ class Node:
         self.supervisor = Supervisor()
         self.cluster = Cluster(options, parts.source, parts.clock)
         self.clock = parts.clock
-        self.pods = Pods(
-            Path(options.state_dir), lambda: self.forwarding.dataplane, parts.identify, parts.clock
-        )
+        self.pods = Pods(Path(options.state_dir), lambda: self.forwarding.dataplane, parts.identify, parts.clock)
         self.extension: ExtensionBackend | None = None
         self.policy: PolicyKeeper | None = None
         self.policy_sources: tuple[str, ...] = ()
@@ -181,7 +179,7 @@ class Node:
         return self._run_dir.lock
 
     async def stop(self) -> None:
-        """Orderly end: tasks, control socket, worker and device, store, run directory. Idempotent."""
+        """Orderly end: tasks, control socket, store, worker and device, run directory. Idempotent."""
         if not self._handed_over:
             systemd.notify("STOPPING=1")
         await self.supervisor.stop()
@@ -190,8 +188,6 @@ class Node:
         self.drops.close()
         if self._metrics is not None:
             await self._metrics.close()
-        if self._forwarding is not None:
-            self._forwarding.close()
         if self._firewall is not None:
             self._firewall.close()
         self.steering.close()
@@ -200,6 +196,8 @@ class Node:
         await self.cluster.close()
         if self._health is not None:
             await self._health.close()
+        if self._forwarding is not None:
+            self._forwarding.close()  # as late as can be: the next run's packets wait from here on
         if self._has_predecessor and self._parts.successor is not None:
             self._parts.successor.close()
         self._run_dir.release()
@@ -356,7 +354,13 @@ class Node:
         """This node as the calculation graph sees it."""
         external = self.external
         return calc.Node(
-            self.conf, self.cluster.own_lease, external.underlay, external.public, self.device, external.mtu, self.mtu,
+            self.conf,
+            self.cluster.own_lease,
+            external.underlay,
+            external.public,
+            self.device,
+            external.mtu,
+            self.mtu,
             external.name,
         )
 

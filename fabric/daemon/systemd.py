@@ -15,6 +15,8 @@ import socket
 from collections.abc import Iterable
 from time import sleep
 
+HANDOVER = "FABRIC_HANDOVER"
+"""Set for a process that was started to take over (`fabric.daemon.handover`)."""
 HOLD_BACK = 1.0
 FIRST = 3  # SD_LISTEN_FDS_START
 MOST = 128
@@ -89,6 +91,10 @@ class FdStore:
     def holds(self, name: str) -> bool:
         """Whether there is something to `take`."""
         return name in self._held
+
+    def holds_any(self) -> bool:
+        """Whether anything is there to `take`."""
+        return bool(self._held)
 
     def keep(self, name: str, fds: Iterable[int]) -> None:
         """Have these kept, besides what is kept under this name. One that is kept already is kept once."""

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fabric.errors import DataplaneError
 from fabric.forward import kept, node_device, pod_device
@@ -31,13 +32,15 @@ from fabric.forward.refused import refused_packet
 from fabric.forward.rehearse import LiveTables
 from fabric.forward.snapshot import Snapshot
 from fabric.forward.tables import Tables
-from fabric.forward.tunnel_offload import TunnelOffload
 from fabric.forward.underlay import Underlay
 from fabric.forward.worker import Worker
 from fabric.model import Address, DataplaneSettings, Encapsulation, Endpoint, ForwardingState, RefusedPacket
-from fabric.policy import PolicySnapshot
 from tun.device import Device
 from tun.errors import DeviceError
+
+if TYPE_CHECKING:
+    from fabric.forward.tunnel_offload import TunnelOffload
+    from fabric.policy import PolicySnapshot
 
 log = logging.getLogger("fabric")
 SETTLE_SECONDS = 1.0
@@ -67,7 +70,7 @@ class Dataplane:
         self._flows = self._memory.table if self._memory is not None else None
         self._recording = False  # what is refused
         self._past_lost = 0
-        self._tunnel_offload = TunnelOffload()
+        self._tunnel_offload: TunnelOffload | None = None
 
     # --- sockets ---
 
@@ -303,7 +306,7 @@ class Dataplane:
             worker.record_drops(self._recording)
             self._workers.append(worker)
         if before_threads is None:
-            self._tunnel_offload.set(self.settings, self._workers, self._underlay.transmit)
+            self._offload().set(self.settings, self._workers, self._underlay.transmit)
         self._publish()
         if before_threads is not None:
             before_threads()
@@ -319,7 +322,14 @@ class Dataplane:
 
     def follow_offloads(self) -> None:
         """Look again at what the underlay passes on: offloads may have been switched, or the interface replaced."""
-        self._tunnel_offload.follow(self.settings, self._workers, self._underlay.transmit)
+        self._offload().follow(self.settings, self._workers, self._underlay.transmit)
+
+    def _offload(self) -> TunnelOffload:
+        if self._tunnel_offload is None:
+            from fabric.forward.tunnel_offload import TunnelOffload  # takes its time; we may forward by then
+
+            self._tunnel_offload = TunnelOffload()
+        return self._tunnel_offload
 
     @staticmethod
     def _run(body: object) -> None:
@@ -342,7 +352,8 @@ class Dataplane:
         self._snapshot = None
         for port in [*self._ports, *self._pods]:
             port.device.close()
-        self._tunnel_offload.close()
+        if self._tunnel_offload is not None:
+            self._tunnel_offload.close()
         self._node = self._bridges = None
         self._pods.clear()
         self._underlay.close()
@@ -431,7 +442,10 @@ class Dataplane:
             "encapsulation": self.settings.encapsulation,
             "formats": list(self._underlay.formats),
             "txqueuelen": self.settings.txqueuelen,
-            "offloads": {**self._offloads, "tap-tunnel-gso": self._tunnel_offload.on},
+            "offloads": {
+                **self._offloads,
+                "tap-tunnel-gso": self._tunnel_offload is not None and self._tunnel_offload.on,
+            },
             "threads": {thread.name: thread.is_alive() for thread in self._threads},
             "source_ports": [
                 sock.getsockname()[1] for socks in self._underlay.transmit.values() for sock in socks

@@ -15,6 +15,8 @@ NODE = "node"
 """The node port's queues."""
 BRIDGES = "bridges"
 """The bridge port's."""
+STATE = "state"
+"""What the data path was told last (`fabric.forward.last_state`)."""
 FLOWS = "flows"
 """The memory of the flow table."""
 
@@ -24,6 +26,9 @@ class Kept(Protocol):
 
     def take(self, name: str) -> list[int]:
         """The descriptors an earlier run has left under this name, now the caller's; they stay kept, too."""
+
+    def put(self, name: str, fd: int) -> None:
+        """Something to `take`: given back, or from elsewhere."""
 
     def holds(self, name: str) -> bool:
         """Whether there is something to `take`."""
@@ -49,6 +54,9 @@ class Nothing:
 
     def take(self, name: str) -> list[int]:
         return []
+
+    def put(self, name: str, fd: int) -> None:
+        pass
 
     def holds(self, name: str) -> bool:
         return False

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from encap.drops import DropReason
 from fabric.errors import DataplaneError
 from fabric.forward.enforcement import MOST_SERVICE_NETWORKS, Enforcement, RuleHits
 from fabric.model import Address, DataplaneSettings
-from fabric.policy import PolicySnapshot
-from fabric.policy.numbers import UNKNOWN
+
+if TYPE_CHECKING:
+    from fabric.policy import PolicySnapshot
 
 DIRECTIONS = {DropReason.POLICY_EGRESS: "egress", DropReason.POLICY_INGRESS: "ingress"}
 RECENT = 256
@@ -85,6 +86,8 @@ class Policies:
 
     def rule_hits(self) -> dict[str, int]:
         """Flows that each rule has decided, by the rule's name; a rule that has decided none is left out."""
+        from fabric.policy.numbers import UNKNOWN
+
         found: dict[str, int] = {}
         if self.snapshot is not None:
             for number, count in self.hits.counts().items():

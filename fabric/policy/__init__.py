@@ -29,11 +29,16 @@ in notPorts. Of two pods with one address the one told last counts. Sources: Kub
 network-policy-api `v1alpha2`, Calico `v3`.
 """
 
-from fabric.policy.cluster import Cluster, compile_policies
-from fabric.policy.errors import PolicyError
-from fabric.policy.explanation import Explanation, explain
-from fabric.policy.judge import PolicySnapshot
-from fabric.policy.model import Namespace, Node, Pod
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fabric.policy.cluster import Cluster, compile_policies
+    from fabric.policy.errors import PolicyError
+    from fabric.policy.explanation import Explanation, explain
+    from fabric.policy.judge import PolicySnapshot
+    from fabric.policy.model import Namespace, Node, Pod
 
 __all__ = [
     "Cluster",
@@ -46,3 +51,24 @@ __all__ = [
     "compile_policies",
     "explain",
 ]
+_PLACES = {
+    "Cluster": "cluster",
+    "compile_policies": "cluster",
+    "PolicyError": "errors",
+    "Explanation": "explanation",
+    "explain": "explanation",
+    "PolicySnapshot": "judge",
+    "Namespace": "model",
+    "Node": "model",
+    "Pod": "model",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Load what is asked for only then: the data path needs `judge`, and starts without the compiler (PEP 562)."""
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    from importlib import import_module
+
+    found: object = getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+    return found

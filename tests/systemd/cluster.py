@@ -45,7 +45,7 @@ def add_pod(booted: Booted, pod: Pod, queue: int = 1000) -> None:
 class Cluster:
     """`count` nodes that know each other, until `close`."""
 
-    def __init__(self, count: int, queue: int = 5000) -> None:
+    def __init__(self, count: int, queue: int = 10_000) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="fabtest-cluster-", dir="/var/tmp"))
         self.nodes: list[Booted] = []
         self.pods: list[Pod] = []

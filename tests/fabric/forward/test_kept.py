@@ -37,6 +37,9 @@ class Manager:
     def take(self, name: str) -> list[int]:
         return self.given.pop(name, [])
 
+    def put(self, name: str, fd: int) -> None:
+        self.given.setdefault(name, []).append(fd)
+
     def holds(self, name: str) -> bool:
         return name in self.given
 
