@@ -67,7 +67,7 @@ def test_the_order_of_a_start_and_a_stop(tmp_path: Path) -> None:
         assert (bench.run_dir / "fabricd.sock").is_socket()
 
     bench = run(tmp_path, body)
-    assert bench.journal.steps[-3:] == ["close", "stop", "firewall closed"]
+    assert bench.journal.steps[-3:] == ["firewall closed", "close", "stop"]
     assert not bench.run_dir.exists()
     assert bench.subnet_file.exists()  # as flannel: the next start takes the same subnet
 

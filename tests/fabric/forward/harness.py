@@ -12,6 +12,7 @@ All receive sockets of a format share one ephemeral UDP port number, as 8472 is 
 
 from __future__ import annotations
 
+import random
 import select
 import socket
 import threading
@@ -48,6 +49,11 @@ def wait_for(condition: Callable[[], T | None], seconds: float = PATIENCE) -> T:
         select.select([], [], [], 0.001)
     assert result is not None
     return result
+
+
+def any_port() -> int:
+    """A number for all nodes to bind, below those that the kernel gives to anybody."""
+    return random.randrange(10_000, 32_000)
 
 
 def node_mac(number: int) -> bytes:
@@ -206,7 +212,7 @@ class Node:
 
     def bind(self, form: str) -> socket.socket:
         """A receive socket on the fabric's port of this format; the first to bind it chooses the number."""
-        sock = open_receive_socket(self.address, self.tunnel_ports.get(form, 0), gro=self.gro)
+        sock = open_receive_socket(self.address, self.tunnel_ports.get(form) or any_port(), gro=self.gro)
         self.tunnel_ports[form] = sock.getsockname()[1]
         return sock
 

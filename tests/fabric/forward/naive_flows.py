@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 FIN, SYN, RST, ACK = 1, 2, 4, 16
@@ -57,9 +58,12 @@ class NaiveFlows:
         self.places: list[Record | None] = [None] * WAYS
         self.accounts = accounts
         self.quota = quota
+        self.left: Container[tuple[int, End, End]] = ()
 
-    def track(self, packet: Seen) -> bool:
-        """As `FlowProbe.track`."""
+    def track(self, packet: Seen, left: Container[tuple[int, End, End]] = ()) -> bool:
+        """As `FlowProbe.track`. `left` are the flows that the table holds afterwards, by protocol and ends: of flows that
+        are worth the same any may have made room, and it was the one that is not among them."""
+        self.left = left
         flow = next((flow for flow in self.places if flow and flow.matches(packet)), None)
         opening = packet.flags & (SYN | ACK) == SYN and packet.protocol == TCP
         if flow is None or flow.expires <= packet.now or (opening and RANKS.get(flow.state) == 1):
@@ -87,16 +91,16 @@ class NaiveFlows:
         )
 
     def room(self, account: int, now: int) -> int | None:
-        """The last free place, else that of the flow which is worth least."""
+        """A free place, else that of the flow which is worth least."""
         full = account and sum(1 for flow in self.places if flow and flow.account == account) >= self.quota
         if not full and None in self.places:
-            return max(i for i, flow in enumerate(self.places) if flow is None)
+            return self.places.index(None)
         worth = [
-            (0 if flow.expires <= now else RANKS[flow.state], flow.expires, i)
+            (0 if flow.expires <= now else RANKS[flow.state], flow.expires, (flow.protocol, flow.origin, flow.other) in self.left, i)
             for i, flow in enumerate(self.places)
             if flow and (flow.expires <= now or flow.state in RANKS) and (not full or flow.account == account)
         ]
-        return min(worth)[2] if worth else None
+        return min(worth)[3] if worth else None
 
     def sweep(self, now: int) -> None:
         self.places = [flow if flow and flow.expires > now else None for flow in self.places]

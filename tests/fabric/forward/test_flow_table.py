@@ -94,7 +94,8 @@ def test_same_as_the_twin(history: list[tuple[int, Seen | None]], quota: int) ->
             twin.sweep(now)
         else:
             raw = make(packet.protocol, packet.source, packet.destination, packet.flags)
-            assert probe.track(raw, packet.entry, now) == twin.track(packet)
+            found = probe.track(raw, packet.entry, now)
+            assert found == twin.track(packet, {identity(flow) for flow in table.dump(100, now)})
         held = sorted(twin_described(flow, now) for flow in twin.held(now))
         assert sorted(map(described, table.dump(100, now))) == held
 
@@ -102,6 +103,10 @@ def test_same_as_the_twin(history: list[tuple[int, Seen | None]], quota: int) ->
 def described(flow: dict[str, object]) -> tuple[object, ...]:
     names = ("protocol", "source", "sport", "destination", "dport", "state", "entry", "reply_entry", "expires_in")
     return tuple(str(flow[name]) for name in names)
+
+
+def identity(flow: dict[str, object]) -> tuple[int, naive_flows.End, naive_flows.End]:
+    return int(str(flow["protocol"])), (str(flow["source"]), int(str(flow["sport"]))), (str(flow["destination"]), int(str(flow["dport"])))
 
 
 def twin_described(flow: naive_flows.Record, now: int) -> tuple[object, ...]:

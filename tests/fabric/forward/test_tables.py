@@ -25,6 +25,7 @@ class Port:
     """What the tables look at in a port."""
 
     addresses: tuple[Address, ...] = ()
+    bridged: bool = False
 
 
 def peer_of(number: int, variant: int = 0, version: int = 4) -> Peer:
