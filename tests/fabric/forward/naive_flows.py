@@ -47,6 +47,10 @@ class Record:
     def expires(self) -> int:
         return self.seen + TIMEOUTS[self.protocol, self.state]
 
+    @property
+    def identity(self) -> tuple[int, End, End]:
+        return self.protocol, self.origin, self.other
+
     def matches(self, packet: Seen) -> bool:
         return self.protocol == packet.protocol and {self.origin, self.other} == {packet.source, packet.destination}
 
@@ -61,8 +65,9 @@ class NaiveFlows:
         self.left: Container[tuple[int, End, End]] = ()
 
     def track(self, packet: Seen, left: Container[tuple[int, End, End]] = ()) -> bool:
-        """As `FlowProbe.track`. `left` are the flows that the table holds afterwards, by protocol and ends: of flows that
-        are worth the same any may have made room, and it was the one that is not among them."""
+        """As `FlowProbe.track`. `left` are the flows that the table holds afterwards, by protocol and ends.
+
+        Of flows that are worth the same any may have made room: it was the one that is not among them."""
         self.left = left
         flow = next((flow for flow in self.places if flow and flow.matches(packet)), None)
         opening = packet.flags & (SYN | ACK) == SYN and packet.protocol == TCP
@@ -96,7 +101,7 @@ class NaiveFlows:
         if not full and None in self.places:
             return self.places.index(None)
         worth = [
-            (0 if flow.expires <= now else RANKS[flow.state], flow.expires, (flow.protocol, flow.origin, flow.other) in self.left, i)
+            (0 if flow.expires <= now else RANKS[flow.state], flow.expires, flow.identity in self.left, i)
             for i, flow in enumerate(self.places)
             if flow and (flow.expires <= now or flow.state in RANKS) and (not full or flow.account == account)
         ]

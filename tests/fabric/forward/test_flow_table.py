@@ -106,7 +106,9 @@ def described(flow: dict[str, object]) -> tuple[object, ...]:
 
 
 def identity(flow: dict[str, object]) -> tuple[int, naive_flows.End, naive_flows.End]:
-    return int(str(flow["protocol"])), (str(flow["source"]), int(str(flow["sport"]))), (str(flow["destination"]), int(str(flow["dport"])))
+    """As `naive_flows.Record.identity`."""
+    protocol, source, sport, destination, dport = described(flow)[:5]
+    return int(str(protocol)), (str(source), int(str(sport))), (str(destination), int(str(dport)))
 
 
 def twin_described(flow: naive_flows.Record, now: int) -> tuple[object, ...]:
