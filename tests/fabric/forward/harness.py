@@ -12,6 +12,7 @@ All receive sockets of a format share one ephemeral UDP port number, as 8472 is 
 
 from __future__ import annotations
 
+import os
 import random
 import select
 import socket
@@ -38,6 +39,7 @@ from tun.vnet import VnetHeader
 T = TypeVar("T")
 VNI = 1
 PATIENCE = 10.0
+MOST_PROCESSES = 16
 PLAIN = VnetHeader()
 
 
@@ -52,8 +54,9 @@ def wait_for(condition: Callable[[], T | None], seconds: float = PATIENCE) -> T:
 
 
 def any_port() -> int:
-    """A number for all nodes to bind, below those that the kernel gives to anybody."""
-    return random.randrange(10_000, 32_000)
+    """A number for all nodes to bind, below those that the kernel gives to anybody, and of no other test process."""
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    return random.randrange(10_000 + process % MOST_PROCESSES, 32_000, MOST_PROCESSES)
 
 
 def node_mac(number: int) -> bytes:
