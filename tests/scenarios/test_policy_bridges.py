@@ -29,6 +29,7 @@ FAMILIES = pytest.mark.parametrize("family", [4, 6])
 DATAGRAM = socket.SOCK_DGRAM
 SECONDS = 0.3
 ETH_P_IP = 0x0800
+ON_A_BRIDGE = pytest.mark.parametrize("policed", ["bridge"], indirect=True)  # a pair ends at the host, which routes
 
 
 @pytest.fixture(scope="module", params=["bridge", "veth"])
@@ -78,10 +79,6 @@ def passes(policed: PolicyLab, source: str, target: str, family: int, tries: int
     lab = policed.lab
     address = measure.address(lab.pod(target), family)
     return arrives(lab.netns(source), lab.netns(target), address, tries=tries)
-
-
-def is_bridge(policed: PolicyLab) -> bool:
-    return policed.lab.pod(CLIENT).kind == "bridge"
 
 
 @FAMILIES
@@ -134,10 +131,9 @@ def test_outside_is_judged(policed: PolicyLab, family: int) -> None:
         inside.ip(node2.netns, "addr", "del", f"{outside}/{prefix}", "dev", "lo")
 
 
+@ON_A_BRIDGE
 def test_the_bridge_is_no_way_around(policed: PolicyLab) -> None:
     """Link-local addresses, foreign sources and frames that name the other pod's MAC."""
-    if not is_bridge(policed):
-        pytest.skip("a pair ends at the host, which routes")
     lab = policed.lab
     client, server = lab.pod(CLIENT), lab.pod(SERVER)
     policed.write("web.yaml", isolate(SERVER, ingress=[]))
@@ -173,10 +169,9 @@ def mac(netns: str) -> bytes:
     return bytes.fromhex(inside.ip_json(netns, "link", "show", "dev", "eth0")[0]["address"].replace(":", ""))
 
 
+@ON_A_BRIDGE
 def test_a_pod_that_somebody_else_plugged_is_led_too(policed: PolicyLab) -> None:
     """Without the CNI plugin the daemon has no record of it: as an unknown pod it is closed, but for its node."""
-    if not is_bridge(policed):
-        pytest.skip("somebody else's pair without a bridge has the same rules as ours")
     lab, name = policed.lab, "fablab-foreign"
     node, server = lab.node("node1"), lab.pod(SERVER)
     bridge = ip_interface(f"{server.ip}/24").network

@@ -31,6 +31,7 @@ from tests.scenarios.waiting import wait_for
 START_SECONDS = 60.0
 # Below the range that the kernel takes for outgoing connections (32768 and up): a port keeps free while etcd is down.
 PORTS = range(20000, 32000)
+_given: set[int] = set()
 ALONE = ("--heartbeat-interval=50", "--election-timeout=500")  # one member elects itself, and need not wait for others
 
 
@@ -46,9 +47,12 @@ class Tls:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nobody listens on now."""
+    """A port that nobody listens on now, and that nobody else was given: another member may not listen yet."""
     while True:
         port = random.SystemRandom().choice(PORTS)
+        if port in _given:
+            continue
+        _given.add(port)
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe, suppress(OSError):
             probe.bind((host, port))
             return port
