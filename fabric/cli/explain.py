@@ -10,9 +10,9 @@ from typing import Any
 import click
 
 from fabric.cli.asking import Refused, ask, options
-from fabric.explain import files
+from fabric.cli.plain import plain
+from fabric.explain import MOST_BYTES, files
 
-MOST_BYTES = 45_000  # fabric.explain.door
 WIDTH = 12
 
 
@@ -105,8 +105,3 @@ def _verdict(told: Mapping[str, Any]) -> str:
 def _hex(data: bytes) -> Iterator[str]:
     for at in range(0, len(data), 16):
         yield f"  {at:04x}  {data[at : at + 16].hex(' ')}"
-
-
-def plain(text: str) -> str:
-    """Names come from others: nothing of it may steer the terminal."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)

@@ -13,6 +13,8 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from fabric.cli.plain import plain
+
 STATE_STYLE = {"own": "bold", "used": "green", "remembered": "yellow", "quarantined": "red", "malformed": "red"}
 
 
@@ -239,7 +241,7 @@ def grid(*columns: str) -> Table:
 
 def text(value: str) -> Text:
     """Text as it is, markup and terminal control characters disarmed: others write keys and values of the store."""
-    return Text("".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in value))
+    return Text(plain(value))
 
 
 def duration(seconds: float) -> str:

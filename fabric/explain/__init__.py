@@ -6,3 +6,6 @@
 reads one out of a capture (at the client's). All four are pure and take any bytes; a packet that is none is explained
 like any other.
 """
+
+MOST_BYTES = 45_000
+"""Of a packet in a request, which is a line of at most 64 KiB."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fabric import who
 from fabric.errors import FabricError
+from fabric.explain import MOST_BYTES
 from fabric.explain.arrival import arrive
 from fabric.explain.packets import FLAGS, PROTOCOLS, SPORT, Tuple5, build
 from fabric.explain.story import Story
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from fabric.daemon.node import Node
     from fabric.policing.keeper import PolicyKeeper
 
-MOST_BYTES = 45_000
-"""Of a packet in a request, which is a line of at most 64 KiB."""
 ECHO = {"icmp": 8, "icmpv6": 128}
 WITH_PORTS = ("tcp", "udp", "sctp")
 

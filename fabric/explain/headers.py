@@ -63,12 +63,7 @@ def tunnel_lines(payload: bytes) -> list[str]:
     if len(payload) < 22:
         return [f"{len(payload)} bytes, too short for VXLAN and Ethernet"]
     flags, vni = payload[0], int.from_bytes(payload[4:7], "big")
-    kind = int.from_bytes(payload[20:22], "big")
-    return [
-        f"VXLAN flags {flags:#04x}, VNI {vni}",
-        f"Ethernet from {payload[14:20].hex(':')} to {payload[8:14].hex(':')}, type {kind:#06x}",
-        *ip_lines(payload[22:]),
-    ]
+    return [f"VXLAN flags {flags:#04x}, VNI {vni}", *frame_lines(payload[8:])]
 
 
 def frame_lines(frame: bytes) -> list[str]:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from fabric.lab import Lab
 from tests.scenarios import inside
-from tests.scenarios.policy_lab import WEB, PolicyLab, policy
+from tests.scenarios.policy_lab import WEB, PolicyLab, pod_object, policy
 from tests.scenarios.waiting import wait_for
 
 PORT = 7100
@@ -163,12 +163,7 @@ def main() -> int:
         policies = Path(directory)
         with Lab(nodes=2, pods=PODS, pod_kind="tun", daemon_args=(f"--policy-dir={policies}",)) as lab:
             policed = PolicyLab(lab, policies)
-            pods = [
-                {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod.name, "labels": {"pod": pod.name}},
-                 "status": {"podIPs": [{"ip": policed.ip(pod.name)}]}}
-                for pod in lab.pods
-            ]  # fmt: skip
-            policed.write("pods.yaml", *pods)
+            policed.write("pods.yaml", *map(pod_object, lab.pods))
             return run(policed, options.probes, options.restarts, options.starts)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from fabric.lab import Lab, measure
+from fabric.lab import Lab, Pod, measure
 from tests.scenarios import inside
 from tests.scenarios.waiting import wait_for
 
@@ -78,6 +79,14 @@ class PolicyLab:
         """What a node has on disk for a start without the source."""
         files = list((self.lab.run_dir / node).rglob("policy.json"))
         return files[0].read_text() if files else ""
+
+
+def pod_object(pod: Pod, families: Sequence[int] = (4,)) -> dict[str, Any]:
+    """A Pod as the API has it, with its name as its label `pod`."""
+    return {
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod.name, "labels": {"pod": pod.name}},
+        "status": {"podIPs": [{"ip": measure.address(pod, family)} for family in families]},
+    }  # fmt: skip
 
 
 def policy(name: str, *sources: str, ports: tuple[int, ...] = (), target: str = WEB) -> dict[str, Any]:

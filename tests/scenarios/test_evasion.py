@@ -22,7 +22,7 @@ import pytest
 from fabric.lab import Lab, Pod, measure
 from tests.scenarios import evasions, evasions_both, inside
 from tests.scenarios.evasions_both import Try
-from tests.scenarios.policy_lab import PolicyLab
+from tests.scenarios.policy_lab import PolicyLab, pod_object
 from tests.scenarios.waiting import wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -45,16 +45,9 @@ def policed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PolicyLab]:
     lab = Lab(nodes=2, pods=2, pod_kind="tun", ipv6=True, mode="veth", daemon_args=(f"--policy-dir={policies}",))
     with lab:
         made = PolicyLab(lab, policies)
-        made.write("pods.yaml", *(manifest(pod) for pod in lab.pods))
+        made.write("pods.yaml", *(pod_object(pod, (4, 6)) for pod in lab.pods))
         yield made
         assert lab.dead_daemons() == []
-
-
-def manifest(pod: Pod) -> dict[str, Any]:
-    return {
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod.name, "labels": {"pod": pod.name}},
-        "status": {"podIPs": [{"ip": ip} for ip in pod.ips]},
-    }  # fmt: skip
 
 
 def only_open() -> dict[str, Any]:

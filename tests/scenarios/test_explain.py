@@ -20,6 +20,7 @@ from fabric.capture import pcapng
 from fabric.explain.files import packet_at
 from fabric.lab import Lab, Pod, measure
 from tests.scenarios import inside
+from tests.scenarios.policy_lab import pod_object
 from tests.scenarios.waiting import wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -32,11 +33,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """Pods on ports; node1's first pod takes UDP 7000 from anybody, and TCP 80 from node2's."""
     policies = tmp_path_factory.mktemp("policies")
     with Lab(nodes=2, pods=2, daemon_args=(f"--policy-dir={policies}", "--offload", "tap-tunnel-gso=off")) as made:
-        pods = [
-            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod.name, "labels": {"pod": pod.name}},
-             "status": {"podIPs": [{"ip": measure.address(pod, 4)}]}}
-            for pod in made.pods
-        ]  # fmt: skip
+        pods = [pod_object(pod) for pod in made.pods]
         policy = {
             "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "web"},
             "spec": {"podSelector": {"matchLabels": {"pod": "node1-pod1"}}, "policyTypes": ["Ingress"],

@@ -18,7 +18,7 @@ import pytest
 
 from fabric.lab import Lab, measure
 from tests.scenarios import fabric_view, inside
-from tests.scenarios.policy_lab import PolicyLab
+from tests.scenarios.policy_lab import PolicyLab, pod_object
 from tests.scenarios.test_policy_enforced import isolate, peer
 from tests.scenarios.test_policy_sources import PODS
 from tests.scenarios.waiting import wait_for
@@ -38,12 +38,7 @@ def policed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     arguments = (f"--policy-dir={policies}",)
     with Lab(nodes=2, pods=2, pod_kind=request.param, ipv6=True, mode="veth", daemon_args=arguments) as lab:
         made = PolicyLab(lab, policies)
-        pods = [
-            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"pod": name}},
-             "status": {"podIPs": [{"ip": measure.address(lab.pod(name), family)} for family in (4, 6)]}}
-            for name in PODS
-        ]  # fmt: skip
-        made.write("pods.yaml", *pods)
+        made.write("pods.yaml", *(pod_object(lab.pod(name), (4, 6)) for name in PODS))
         yield made
         assert lab.dead_daemons() == []
         assert fabric_view.all_checksum_errors(lab) == {}

@@ -14,7 +14,8 @@ import pytest
 from fabric.lab import Lab, measure
 from tests.scenarios import fabric_view, inside, kube_proxy
 from tests.scenarios.kube_proxy import Service
-from tests.scenarios.test_policy_sources import PODS, PolicyLab
+from tests.scenarios.policy_lab import PolicyLab, pod_object
+from tests.scenarios.test_policy_sources import PODS
 from tests.scenarios.waiting import wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -33,12 +34,7 @@ def policed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     arguments = (f"--policy-dir={policies}", f"--service-cidr={NETWORKS}", "--ip-masq")
     with Lab(nodes=2, pods=2, pod_kind=request.param, ipv6=True, mode="veth", daemon_args=arguments) as lab:
         made = PolicyLab(lab, policies)
-        pods = [
-            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"pod": name}},
-             "status": {"podIPs": [{"ip": measure.address(lab.pod(name), family)} for family in (4, 6)]}}
-            for name in PODS
-        ]  # fmt: skip
-        made.write("pods.yaml", *pods)
+        made.write("pods.yaml", *(pod_object(lab.pod(name), (4, 6)) for name in PODS))
         yield made
 
 

@@ -16,6 +16,7 @@ import yaml
 from fabric.flag_table import FLAGS
 from fabric.lab import Lab, measure
 from tests.scenarios import inside
+from tests.scenarios.policy_lab import pod_object
 from tests.scenarios.test_capture import capture, comments, sender
 from tests.scenarios.test_metrics import PORT, scrape
 from tests.scenarios.waiting import wait_for
@@ -33,11 +34,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """Pods on ports; node1's pod may be reached by nobody at all, and says so in the policy directory."""
     policies = tmp_path_factory.mktemp("policies")
     with Lab(nodes=2, pods=1, daemon_args=(f"--policy-dir={policies}", f"--metrics-port={PORT}")) as made:
-        pods = [
-            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod.name, "labels": {"pod": pod.name}},
-             "status": {"podIPs": [{"ip": measure.address(pod, 4)}]}}
-            for pod in made.pods
-        ]  # fmt: skip
+        pods = [pod_object(pod) for pod in made.pods]
         policy = {
             "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "web"},
             "spec": {"podSelector": {"matchLabels": {"pod": "node1-pod1"}}, "policyTypes": ["Ingress"],

@@ -16,7 +16,7 @@ import yaml
 from fabric.lab import Lab
 from tests.scenarios import inside
 from tests.scenarios.holes import arrived
-from tests.scenarios.policy_lab import PROBE_SECONDS, WEB, PolicyLab, policy
+from tests.scenarios.policy_lab import PROBE_SECONDS, WEB, PolicyLab, pod_object, policy
 from tests.scenarios.waiting import wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -28,12 +28,7 @@ def policed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PolicyLab]:
     policies = tmp_path_factory.mktemp("policies")
     with Lab(nodes=2, pods=2, pod_kind="tun", daemon_args=(f"--policy-dir={policies}",)) as lab:
         made = PolicyLab(lab, policies)
-        pods = [
-            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"pod": name}},
-             "status": {"podIPs": [{"ip": made.ip(name)}]}}
-            for name in PODS
-        ]  # fmt: skip
-        made.write("pods.yaml", *pods)
+        made.write("pods.yaml", *(pod_object(lab.pod(name)) for name in PODS))
         yield made
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import pytest
 
 from tests.fabric.forward.harness import Fabric, HarnessPort, Node, RawPeer
+from tests.fabric.forward.managers import Manager
 
 
 class Pair(NamedTuple):
@@ -33,3 +35,17 @@ def pair(fabric: Fabric) -> Pair:
     made = Pair(fabric, a, b, a.add_pod(10), b.add_pod(10), fabric.add_raw_peer(3))
     fabric.publish()
     return made
+
+
+@pytest.fixture
+def manager() -> Iterator[Manager]:
+    made = Manager()
+    yield made
+    for name in [*made.fds, *made.given]:
+        made.drop(name)
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as made:
+        yield made

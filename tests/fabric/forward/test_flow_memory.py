@@ -5,28 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fabric.forward import flow_memory, kept
 from fabric.forward.flow_memory import HEADER, SLOT, FlowMemory
+from tests.fabric.forward.managers import Manager
 from tests.fabric.forward.test_flow_table import ALIEN, PODS, connect, on
-from tests.fabric.forward.test_kept import Manager
 
 FLOWS = 64
 CLIENT, OTHER, SERVER = (PODS[0], 40_000), (PODS[0], 40_001), (ALIEN, 80)
 LAYOUTS = {1: "3800485292b0565c", 2: "d73358f9ed7c9b25"}
 """By LAYOUT: what `layout_hash` was when it was given."""
-
-
-@pytest.fixture
-def manager() -> Iterator[Manager]:
-    made = Manager()
-    yield made
-    for name in [*made.fds, *made.given]:
-        made.drop(name)
 
 
 def first_run(manager: Manager) -> FlowMemory:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from ipaddress import ip_address
@@ -16,58 +15,12 @@ from fabric.forward import kept
 from fabric.forward.dataplane import Dataplane
 from fabric.model import DataplaneSettings, Endpoint
 from tests.fabric.forward.harness import VNI, prefixes_of
+from tests.fabric.forward.managers import Manager
 from tests.fabric.forward.test_dataplane import PORTS, PlaneNode
 from tests.tun.conftest import Namespace, wait_for
 
 pytestmark = pytest.mark.root
 SETTINGS = DataplaneSettings(VNI, PORTS, "vxlan", (ip_address("127.0.0.1"),), "fab1", 1450, 1, {}, "strict", 1000, "lo")
-
-
-class Manager:
-    """A service manager's store: keeps duplicates, and gives them out again."""
-
-    def __init__(self) -> None:
-        self.fds: dict[str, list[int]] = {}
-        self.given: dict[str, list[int]] = {}
-
-    def next_run(self) -> None:
-        """The process ended, and another one starts."""
-        self.given = {name: [os.dup(fd) for fd in fds] for name, fds in self.fds.items()}
-
-    def take(self, name: str) -> list[int]:
-        return self.given.pop(name, [])
-
-    def put(self, name: str, fd: int) -> None:
-        self.given.setdefault(name, []).append(fd)
-
-    def holds(self, name: str) -> bool:
-        return name in self.given
-
-    def keep(self, name: str, fds: Iterable[int]) -> None:
-        if name not in self.fds:
-            self.fds[name] = [os.dup(fd) for fd in fds]
-
-    def drop(self, name: str) -> None:
-        for fd in [*self.fds.pop(name, []), *self.given.pop(name, [])]:
-            os.close(fd)
-
-    def drop_rest(self) -> None:
-        for name in list(self.given):
-            self.drop(name)
-
-    def settle(self) -> None:
-        pass
-
-    def lasts(self) -> bool:
-        return True
-
-
-@pytest.fixture
-def manager() -> Iterator[Manager]:
-    made = Manager()
-    yield made
-    for name in [*made.fds, *made.given]:
-        made.drop(name)
 
 
 @pytest.fixture
@@ -76,12 +29,6 @@ def namespace() -> Iterator[Namespace]:
     made.command("ip", "link", "set", "lo", "up")
     yield made
     made.delete()
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as made:
-        yield made
 
 
 def started(namespace: Namespace, manager: Manager, stack: ExitStack, **changes: object) -> Dataplane:

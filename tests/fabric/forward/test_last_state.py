@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
@@ -12,7 +11,7 @@ import pytest
 from fabric.forward import kept, last_state
 from fabric.forward.last_state import PLACE, LastState, Told
 from fabric.model import DataplaneSettings, Endpoint, ForwardingState, LocalVtep, Peer
-from tests.fabric.forward.test_kept import Manager
+from tests.fabric.forward.managers import Manager
 
 MAC = bytes.fromhex("02aabbccddee")
 SETTINGS = DataplaneSettings(
@@ -30,14 +29,6 @@ STATE = ForwardingState(
 )  # fmt: skip
 PORTS = (Endpoint("p1", "tap", "/run/netns/p1", "eth0", (ip_address("10.244.1.9"),), 1450, "02:00:00:00:00:01"),)
 TOLD = Told(["--iface=eth0"], SETTINGS, STATE, PORTS)
-
-
-@pytest.fixture
-def manager() -> Iterator[Manager]:
-    made = Manager()
-    yield made
-    for name in [*made.fds, *made.given]:
-        made.drop(name)
 
 
 def written(manager: Manager, *told: Told | None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -13,26 +12,13 @@ from fabric.forward import kept
 from fabric.forward.resumed import LastingDataplane, resume
 from fabric.model import Endpoint
 from tests.fabric.forward.harness import prefixes_of
+from tests.fabric.forward.managers import Manager
 from tests.fabric.forward.test_dataplane import PORTS, PlaneNode
-from tests.fabric.forward.test_kept import SETTINGS, Manager, ended
+from tests.fabric.forward.test_kept import SETTINGS, ended
 from tests.tun.conftest import Namespace, wait_for
 
 pytestmark = pytest.mark.root
 WORDS = ["--iface=lo"]
-
-
-@pytest.fixture
-def manager() -> Iterator[Manager]:
-    made = Manager()
-    yield made
-    for name in [*made.fds, *made.given]:
-        made.drop(name)
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as made:
-        yield made
 
 
 @pytest.fixture
