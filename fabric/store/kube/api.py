@@ -1,5 +1,5 @@
-"""The API's verbs that we need, over `Connection`: list and watch any kind, get a Node, patch its status, get a Pod, create
-an object.
+"""The API's verbs that we need, over `Connection`: list and watch any kind, get a Node, patch a Node's status, get a
+Pod, create an object.
 
 Errors by what a caller does about them: StoreUnavailableError (try again later; with the server's own wish as
 `ApiUnavailableError.retry_after`), ExpiredError (410: list anew), NotFoundError, ConflictError, and StoreError for

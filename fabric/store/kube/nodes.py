@@ -287,12 +287,12 @@ def _value(node: Node, names: Names) -> bytes:
     }
     if found.get(names.backend_type):
         fields["BackendType"] = found[names.backend_type]
-    for name, field in ((names.backend_data, "BackendData"), (names.backend_v6_data, "BackendV6Data")):
+    for name, known_as in ((names.backend_data, "BackendData"), (names.backend_v6_data, "BackendV6Data")):
         text = found.get(name)
         if not text or text == "null":
             continue
         try:
-            fields[field] = jsonsafe.loads(text, max_bytes=MAX_DATA_BYTES)
+            fields[known_as] = jsonsafe.loads(text, max_bytes=MAX_DATA_BYTES)
         except jsonsafe.JsonError as error:
             return leases.unreadable(f"annotation {name} is not valid JSON: {error}")
     return jsonsafe.dumps(fields).encode("utf-8", "surrogatepass")
