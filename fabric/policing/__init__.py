@@ -10,7 +10,8 @@ data path has no snapshot and, being told that policy is required, lets pods' pa
 written to `<state-dir>/policy.json`; a start whose source does not answer goes on with that.
 
 An object that cannot be enforced as written is refused with the field and the reason, which is said once, and the last
-good one of that name stays in force, over a restart too.
+good one of that name stays in force, over a restart too. The source is told, and in a cluster writes an Event about it
+(`kube_events`).
 
 `documents`, `objects` and `world` are pure.
 """

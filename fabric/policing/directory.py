@@ -21,7 +21,7 @@ import logging
 import os
 import signal
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import time
@@ -30,7 +30,7 @@ from typing import Any
 from fabric.files import write_atomic
 from fabric.policing import objects
 from fabric.policing.documents import MAX_BYTES, DocumentError, Given, parse_documents
-from fabric.policing.source import Content, PolicySourceError
+from fabric.policing.source import Content, PolicySourceError, Refusal
 from fabric.policy import PolicyError
 from fabric.store.inotify import FINISHED, DirectoryWatch
 
@@ -235,6 +235,9 @@ class PolicyDirectory:
         self._said = set(lines)
 
     # -- writing
+
+    def refused(self, refusals: Sequence[Refusal]) -> None:
+        return None  # the log and `fabricctl policy list` say it
 
     async def put(self, key: str, value: Mapping[str, Any]) -> str:
         import yaml

@@ -23,7 +23,7 @@ from fabric.policing import last_good, objects
 from fabric.policing.compiler import Compiler, Known, Outcome
 from fabric.policing.documents import Given
 from fabric.policing.hits import RuleInForce, Rules
-from fabric.policing.source import PolicySource
+from fabric.policing.source import KEPT, NOTHING, PolicySource, Refusal
 from fabric.policing.world import World
 from fabric.policy import PolicySnapshot
 
@@ -232,6 +232,7 @@ class PolicyKeeper:
             small = len(self.outcome.accepted) < MANY_OBJECTS
             self._saver.soon(SAVE_SECONDS if small else SAVE_MANY_SECONDS)
         self._say()
+        self._tell_sources()
         self._done = wanted
         self._turned.set()
         self._turned = asyncio.Event()
@@ -265,11 +266,23 @@ class PolicyKeeper:
     def _refusals(self) -> list[str]:
         outcome, found = self.outcome, []
         for key, reason in outcome.refused.items():
-            kept = ": the last good one stays in force" if key in outcome.accepted else ": it is not in force"
-            found.append(f"{self._where(key)} is refused: {reason}{kept}")
+            found.append(f"{self._where(key)} is refused: {reason}: {self._instead(key)}")
         for key, lines in outcome.warnings.items():
             found += [f"{self._where(key)}: {line}" for line in lines]
         return found
+
+    def _instead(self, key: str) -> str:
+        return KEPT if key in self.outcome.accepted else NOTHING
+
+    def _tell_sources(self) -> None:
+        """To each source what is wrong with its own; of two objects with one name the later source's was looked at."""
+        outcome = self.outcome
+        wrong = {key: ("; ".join(lines), "", False) for key, lines in outcome.warnings.items()}
+        wrong |= {key: (reason, self._instead(key), True) for key, reason in outcome.refused.items()}
+        for source in reversed(self.sources):
+            known = self._known.get(source.title, {})
+            own = [key for key in wrong if key in known]
+            source.refused([Refusal(key, known[key], *wrong.pop(key)) for key in own])
 
     def _where(self, key: str) -> str:
         for source in reversed(self.sources):

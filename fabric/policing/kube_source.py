@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from fabric.errors import StoreError
 from fabric.policing import objects
 from fabric.policing.documents import Given
-from fabric.policing.source import Content, PolicySourceError
+from fabric.policing.kube_events import EventReporter, Pace, Refused
+from fabric.policing.source import KEPT, NOTHING, Content, PolicySourceError, Refusal
 from fabric.store.kube.api import Api, ForbiddenError, NotFoundError
+from fabric.store.kube.nodes import Bad
 from fabric.store.kube.objects import KINDS, Kept, ObjectKind, ObjectTable
 from fabric.store.kube.reflector import Reflector, Timing
 
@@ -64,15 +66,37 @@ class _Followed:
         self._made, self._found, self._number = made, found, self.table.number
         return found
 
+    def refused(self, refusals: Mapping[str, Refusal]) -> Iterator[Refused]:
+        """What is wrong with policies of this kind: those among `refusals`, by key, that are about what we have now,
+        and those that cannot be read."""
+        if self.kind.kind in objects.AROUND:
+            return
+        for name, (made, key, given) in self._made.items() if refusals else ():
+            refusal, kept = refusals.get(key), self.table.objects().get(name)
+            if refusal is not None and refusal.given is given and kept is not None and kept.value is made.value:
+                yield self._refused(kept, refusal.reason, refusal.outcome, refusal.whole)
+        for name, bad in self.table.bad().items():
+            if not name.endswith("/") and name:  # without a name there is nothing to point at
+                yield self._refused(bad, bad.problem, KEPT if name in self.table.objects() else NOTHING)
+
+    def _refused(self, item: Kept | Bad, reason: str, outcome: str, whole: bool = True) -> Refused:
+        namespace, _, name = item.name.partition("/")
+        return Refused(
+            self.kind.version, self.kind.kind, namespace, name, item.uid, item.generation, item.version, reason,
+            outcome, whole,
+        )  # fmt: skip
+
 
 class KubePolicySource:
-    """A `PolicySource`. `timing` is the reflectors'."""
+    """A `PolicySource` on the node named `node`. `timing` is the reflectors', `pace` that of Events about what is
+    refused."""
 
-    def __init__(self, api: Api, timing: Timing | None = None) -> None:
+    def __init__(self, api: Api, node: str, timing: Timing | None = None, pace: Pace | None = None) -> None:
         self.title = source_title(api)
         self.changed: Callable[[], None] = lambda: None
         self._decided = asyncio.Event()  # whether the API answers
         self._followed = [_Followed(api, kind, self._news, self._decided.set, timing) for kind in KINDS]
+        self._events = EventReporter(api, node, self._nodes, pace)
         self._remembered: Content | None = None
         self._content: Content | None = None
         self._stale = True
@@ -113,7 +137,7 @@ class KubePolicySource:
         try:
             done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
-                await task  # a reflector never ends by itself: whatever it raises is the supervisor's to say
+                await task  # none of them ever ends by itself: whatever it raises is the supervisor's to say
         finally:
             await self.close()
 
@@ -129,6 +153,7 @@ class KubePolicySource:
             self._tasks = [
                 loop.create_task(item.reflector.run(), name=f"policy {item.kind.kind}") for item in self._followed
             ]
+            self._tasks.append(loop.create_task(self._events.run(), name="policy events"))
 
     def _news(self) -> None:
         self._stale = True
@@ -137,6 +162,13 @@ class KubePolicySource:
             self._decided.set()
             self._remembered = None
             self.changed()
+
+    def refused(self, refusals: Sequence[Refusal]) -> None:
+        by_key = {item.key: item for item in refusals}
+        self._events.tell(found for item in self._followed for found in item.refused(by_key))
+
+    def _nodes(self) -> int:
+        return sum(len(item.table.objects()) for item in self._followed if item.kind.kind == "Node")
 
     async def put(self, key: str, value: Mapping[str, Any]) -> str:
         self._no_writes()

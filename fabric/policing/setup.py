@@ -37,18 +37,18 @@ def make_keeper(node: Node) -> PolicyKeeper:
         )
 
     return PolicyKeeper(
-        make_sources(node), name, world, lambda: node.forwarding.dataplane, Path(options.state_dir),
+        make_sources(node, name), name, world, lambda: node.forwarding.dataplane, Path(options.state_dir),
         options.policy.services,
     )  # fmt: skip
 
 
-def make_sources(node: Node) -> list[PolicySource]:
-    """By what is wanted; of two objects with one name the later source's counts."""
+def make_sources(node: Node, name: str) -> list[PolicySource]:
+    """By what is wanted on the node of this name; of two objects with one name the later source's counts."""
     found: list[PolicySource] = []
     if "kubernetes" in node.policy_sources:
         from fabric.policing.kube_source import KubePolicySource
 
-        found.append(KubePolicySource(_api(node)))
+        found.append(KubePolicySource(_api(node), name))
     if "directory" in node.policy_sources:
         from fabric.policing.directory import PolicyDirectory
 

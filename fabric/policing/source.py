@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,6 +20,22 @@ class Content:
 
     objects: Mapping[str, Given] = field(default_factory=dict)
     problems: Mapping[str, str] = field(default_factory=dict)
+
+
+KEPT = "the last good one stays in force"
+NOTHING = "it is not in force"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What is wrong with one object of a source. `given` is the object as the source gave it, `reason` the field and
+    why, the same on every node; `outcome` what is in force instead. `whole`: not only parts of it are not enforced."""
+
+    key: str
+    given: Given
+    reason: str
+    outcome: str = ""
+    whole: bool = True
 
 
 class PolicySource(Protocol):
@@ -47,6 +63,9 @@ class PolicySource(Protocol):
 
     async def close(self) -> None:
         """Release everything. Idempotent."""
+
+    def refused(self, refusals: Sequence[Refusal]) -> None:
+        """All that is wrong with its objects now, for a source that can tell those who wrote them. Returns at once."""
 
     async def put(self, key: str, value: Mapping[str, Any]) -> str:
         """Write one object; where it went. Raises PolicySourceError."""

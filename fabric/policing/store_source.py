@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from fabric import jsonsafe
 from fabric.errors import ConflictError, StoreError, StoreUnavailableError
 from fabric.policing import objects
 from fabric.policing.documents import Given
-from fabric.policing.source import Content, PolicySourceError
+from fabric.policing.source import Content, PolicySourceError, Refusal
 from fabric.policy import PolicyError
 from fabric.store.base import Snapshot, Store, Unavailable
 
@@ -135,6 +135,9 @@ class StorePolicySource:
         return self._prefix + key.replace("//", "/")
 
     # -- writing
+
+    def refused(self, refusals: Sequence[Refusal]) -> None:
+        return None  # the log and `fabricctl policy list` say it
 
     async def put(self, key: str, value: Mapping[str, Any]) -> str:
         name = self._name(key)

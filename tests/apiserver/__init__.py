@@ -7,6 +7,7 @@
 `process.ApiServer` runs it as a process of its own that can be killed, frozen and started again; `proxy.Proxy` stands
 between it and a client and breaks connections. `python -m tests.apiserver --help` lists what it can be told.
 
-Enough discovery is there for kubectl 1.20. Limits: Nodes, Pods and Namespaces of v1 only; no tables, no admission, no
-validation beyond the size of annotations; of a strategic merge patch lists are merged where Nodes have a merge key.
+Enough discovery is there for kubectl. Limits: Nodes, Pods, Namespaces, Events and policies only; no tables, no
+admission, no validation beyond the size of annotations; of a strategic merge patch lists are merged where Nodes have a
+merge key.
 """

@@ -31,6 +31,7 @@ RESOURCES = {
         Resource("nodes", "Node", short="no"),
         Resource("pods", "Pod", namespaced=True, short="po"),
         Resource("namespaces", "Namespace", short="ns"),
+        Resource("events", "Event", namespaced=True, short="ev"),
         Resource("networkpolicies", "NetworkPolicy", namespaced=True, short="netpol", version="networking.k8s.io/v1"),
         Resource(
             "clusternetworkpolicies", "ClusterNetworkPolicy", short="cnp", version="policy.networking.k8s.io/v1alpha2"
@@ -121,8 +122,26 @@ def updated(resource: Resource, old: Object, new: Object, subresource: str) -> O
     size = sum(len(name) + len(value) for name, value in (result["metadata"].get("annotations") or {}).items())
     if size > MAX_ANNOTATIONS:
         raise ApiError(422, "Invalid", f"metadata.annotations: Too long: must have at most {MAX_ANNOTATIONS} bytes")
+    if resource.version != "v1":  # as NetworkPolicies and custom resources have it
+        generation = old["metadata"].get("generation", 0) + (new.get("spec") != old.get("spec"))
+        result["metadata"]["generation"] = generation
     result |= {"kind": resource.kind, "apiVersion": resource.version}
     return result
+
+
+def selected(item: Object, selector: str) -> bool:
+    """Whether the object has these fields (`fieldSelector`: `a.b=c,d=`); the real server takes few names, we take all.
+    Raises ApiError."""
+    for term in filter(None, selector.split(",")):
+        name, equals, wanted = term.partition("=")
+        if not equals or name.endswith("!"):
+            raise ApiError(400, "BadRequest", f"field selector {term!r}: not understood")
+        found: Any = item
+        for part in name.split("."):
+            found = found.get(part, {}) if isinstance(found, dict) else {}
+        if (found or "") != wanted.removeprefix("="):
+            return False
+    return True
 
 
 def shown(resource: Resource, stored: Object, version: int, in_list: bool = False) -> Object:

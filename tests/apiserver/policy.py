@@ -19,6 +19,7 @@ class Fault:
     count: int = 1
     retry_after: float = 0.0
     reason: str = "Fault"
+    message: str = "as asked for"
 
 
 @dataclass
@@ -43,7 +44,7 @@ class Policy:
         for fault in self.faults:
             if fault.count > 0 and fault.on in (sort, "any"):
                 fault.count -= 1
-                raise ApiError(fault.status, fault.reason, "as asked for", fault.retry_after)
+                raise ApiError(fault.status, fault.reason, fault.message, fault.retry_after)
 
 
 def _allowed(path: Path) -> set[tuple[str, str]]:

@@ -161,8 +161,8 @@ class Server:
 
     @staticmethod
     def _selected(request: web.Request, items: list[Object]) -> list[Object]:
-        name = request.query.get("fieldSelector", "").removeprefix("metadata.name=")
-        return [item for item in items if not name or item["metadata"]["name"] == name]
+        selector = request.query.get("fieldSelector", "")
+        return [item for item in items if objects.selected(item, selector)]
 
     async def _watch(self, request: web.Request, target: Target) -> web.StreamResponse:
         version = request.query.get("resourceVersion", "")
@@ -196,6 +196,8 @@ class Server:
         return self._shown(target, await self._stored(target))
 
     async def _create(self, request: web.Request, target: Target) -> Object:
+        if request.content_type != "application/json":
+            raise ApiError(415, "UnsupportedMediaType", request.content_type)
         document = await self._document(request)
         target = Target(target.resource, target.namespace, str(document["metadata"].get("name", "")), "")
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

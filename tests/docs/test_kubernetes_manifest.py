@@ -22,6 +22,7 @@ def test_the_role_has_exactly_these_rules_and_is_bound_to_our_account() -> None:
         ("", "nodes"): ["get", "list", "watch"],
         ("", "nodes/status"): ["patch"],
         ("", "namespaces"): ["list", "watch"],
+        ("", "events"): ["create"],
         ("networking.k8s.io", "networkpolicies"): ["list", "watch"],
         ("policy.networking.k8s.io", "clusternetworkpolicies"): ["list", "watch"],
     }

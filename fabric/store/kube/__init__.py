@@ -16,6 +16,7 @@ mentioned once, and never touches another.
 holds them; these three are pure. Our own node's annotations are written by `fabric.daemon.kube_lease`.
 
 Limits: 65,536 nodes. HTTP/1.1 only; no proxy between us and the API; of a kubeconfig the users with a token, a token
-file or a client certificate (no exec plugins, no passwords). Writing is limited to the own Node's status subresource;
-`put` and `delete` of the store's contract do not exist here.
+file or a client certificate (no exec plugins, no passwords). Writing is limited to the own Node's status subresource
+and to Events about refused policies (`fabric.policing.kube_events`); `put` and `delete` of the store's contract do not
+exist here.
 """

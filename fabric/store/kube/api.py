@@ -1,4 +1,5 @@
-"""The API's verbs that we need, over `Connection`: list, watch and get Nodes, patch a Node's status, get a Pod.
+"""The API's verbs that we need, over `Connection`: list and watch any kind, get a Node, patch a Node's status, get a
+Pod, create an object.
 
 Errors by what a caller does about them: StoreUnavailableError (try again later; with the server's own wish as
 `ApiUnavailableError.retry_after`), ExpiredError (410: list anew), NotFoundError, ConflictError, and StoreError for
@@ -27,7 +28,9 @@ ANSWER_SECONDS = 10.0
 LIST_SECONDS = 30.0
 MAX_LINE = 32 << 20
 NODES = "/api/v1/nodes"
-STRATEGIC_MERGE = "application/strategic-merge-patch+json"
+ENDING = "because it is being terminated"
+"""What a namespace that is being deleted answers to a new object: a 403 that is not about our role."""
+BODIES = {"PATCH": "application/strategic-merge-patch+json", "POST": "application/json"}
 
 
 class ApiUnavailableError(StoreUnavailableError):
@@ -127,7 +130,7 @@ class Session:
     async def _ask(self, method: str, target: str, body: bytes, seconds: float, patient: bool = False) -> Head:
         headers = [("Accept", "application/json"), ("User-Agent", "podfabric"), *self._api.access.headers()]
         if body:
-            headers.append(("Content-Type", STRATEGIC_MERGE))
+            headers.append(("Content-Type", BODIES[method]))
         return await self._connection.ask(method, target, headers, body, seconds, patient)
 
     async def _failed(self, head: Head, what: str) -> StoreError:
@@ -170,6 +173,12 @@ class Api:
             target = f"{NODES}/{quote(name, safe='')}/status"
             return nodes.decode_node(await session.exchange("PATCH", target, ANSWER_SECONDS, text), self.names)
 
+    async def create(self, path: str, document: Mapping[str, Any]) -> None:
+        """A new object among those at `path`. Raises ConflictError where there is one of that name."""
+        text = json.dumps(document, separators=(",", ":")).encode()
+        async with self.session() as session:
+            await session.exchange("POST", path, ANSWER_SECONDS, text)
+
     async def node_of_pod(self, namespace: str, name: str) -> str:
         """The name of the node on which a Pod runs, empty when it is not scheduled."""
         async with self.session() as session:
@@ -188,7 +197,7 @@ class Api:
             return ConflictError(f"{where}: conflict{said}")
         if status == 401:
             return ApiUnavailableError(f"{where}: our credentials are refused (401): renew the token or certificate")
-        if status == 403:
+        if status == 403 and ENDING not in found.message:
             return ForbiddenError(f"{where}: not allowed{said}: apply docs/kubernetes/rbac.yaml")
         if status == 429 or status >= 500:
             return ApiUnavailableError(f"{where}: answers {status} {found.reason}{said}".rstrip(), found.retry_after)

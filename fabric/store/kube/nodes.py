@@ -8,7 +8,7 @@ apart from the others. Source: Kubernetes API, `Node`, `NodeList`, `WatchEvent`,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any, Generic, TypeVar
@@ -47,6 +47,18 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
+class Bad:
+    """An object that cannot be used: `problem` says why. `version` is its resourceVersion as a number; `uid` and
+    `generation` are filled for policies, since people are told about these in the API."""
+
+    name: str
+    problem: str
+    version: int = field(default=0, compare=False)
+    uid: str = ""
+    generation: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Page(Generic[Item]):
     """A part of a list, of Nodes or others. `more` is the token for the next part, empty at the end; `bad` are items
     without use."""
@@ -54,7 +66,7 @@ class Page(Generic[Item]):
     version: str
     more: str
     nodes: tuple[Item, ...]
-    bad: tuple[tuple[str, str], ...] = ()
+    bad: tuple[Bad, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +74,8 @@ class Event(Generic[Item]):
     """A watch event, of a Node or another object: `kind` is ADDED, MODIFIED, DELETED or BOOKMARK; `version` the
     object's resourceVersion.
 
-    `node` is None for a bookmark, and for an object that cannot be used: `problem` then says why, `name` whose it is.
+    `node` is None for a bookmark, and for an object that cannot be used: `problem` then says why, `name` whose it is,
+    `uid` and `generation` are those of `Bad`.
     """
 
     kind: str
@@ -70,6 +83,8 @@ class Event(Generic[Item]):
     name: str = ""
     node: Item | None = None
     problem: str = ""
+    uid: str = ""
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,12 +185,12 @@ def decode_list(data: bytes | bytearray, names: Names) -> Page[Node]:
     """A page of a NodeList. Raises DecodeError when it is no list; items that are bad are put aside."""
     version, more, items = split_list(data)
     nodes: list[Node] = []
-    bad: list[tuple[str, str]] = []
+    bad: list[Bad] = []
     for item in items:
         try:
             nodes.append(_node(item, names))
         except (DecodeError, NodeError) as error:
-            bad.append((_name(item), str(error)))
+            bad.append(Bad(_name(item), str(error)))
     return Page(version, more, tuple(nodes), tuple(bad))
 
 
@@ -272,12 +287,12 @@ def _value(node: Node, names: Names) -> bytes:
     }
     if found.get(names.backend_type):
         fields["BackendType"] = found[names.backend_type]
-    for name, field in ((names.backend_data, "BackendData"), (names.backend_v6_data, "BackendV6Data")):
+    for name, known_as in ((names.backend_data, "BackendData"), (names.backend_v6_data, "BackendV6Data")):
         text = found.get(name)
         if not text or text == "null":
             continue
         try:
-            fields[field] = jsonsafe.loads(text, max_bytes=MAX_DATA_BYTES)
+            fields[known_as] = jsonsafe.loads(text, max_bytes=MAX_DATA_BYTES)
         except jsonsafe.JsonError as error:
             return leases.unreadable(f"annotation {name} is not valid JSON: {error}")
     return jsonsafe.dumps(fields).encode("utf-8", "surrogatepass")

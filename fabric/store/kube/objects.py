@@ -1,9 +1,9 @@
 """The API objects that policy needs, reduced to what it needs, and a table of those that exist now. Pure.
 
 Of Pods: labels, node, hostNetwork, account, container ports, phase and addresses; of Namespaces and Nodes the labels,
-of Nodes the addresses too; of policies the labels, our own annotations and the spec. The rest is skipped by the
-decoder, so that what does not concern policy (a heartbeat, a condition) changes nothing. What is kept has the API's own
-shape.
+of Nodes the addresses too; of policies the labels, our own annotations and the spec, and beside these which object it
+is. The rest is skipped by the decoder, so that what does not concern policy (a heartbeat, a condition) changes nothing.
+What is kept has the API's own shape.
 Source: Kubernetes API v1, networking.k8s.io/v1, policy.networking.k8s.io/v1alpha2.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from fabric.store.kube import nodes
-from fabric.store.kube.nodes import DecodeError, Event, Failure, Page
+from fabric.store.kube.nodes import Bad, DecodeError, Event, Failure, Page
 
 OURS = "podfabric.io/"
 MAX_OBJECTS = 200_000
@@ -28,6 +28,11 @@ class _Meta(msgspec.Struct, omit_defaults=True):
     labels: dict[str, str] | None = None
     annotations: dict[str, str] | None = None
     resourceVersion: str = ""
+
+
+class _PolicyMeta(_Meta, omit_defaults=True):
+    uid: str = ""
+    generation: int = 0
 
 
 class _Port(msgspec.Struct, omit_defaults=True):
@@ -83,17 +88,34 @@ class _Node(msgspec.Struct, omit_defaults=True):
 
 
 class _Policy(msgspec.Struct, omit_defaults=True):
-    metadata: _Meta
+    metadata: _PolicyMeta
     spec: Any = None
+
+
+class _Name(msgspec.Struct):
+    name: str = ""
+    namespace: str = ""
+    uid: str = ""
+    generation: int = 0
+    resourceVersion: str = ""
+
+
+class _Named(msgspec.Struct):
+    metadata: _Name
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What is kept of an object: `name` is `NAMESPACE/NAME`, `version` its resourceVersion as a number."""
+    """What is kept of an object: `name` is `NAMESPACE/NAME`, `version` its resourceVersion as a number.
+
+    Of policies also `uid`, which tells an object from an earlier one of its name, and `generation`, which counts the
+    changes of its spec. They are no part of `value`: what is equal there means the same to policy."""
 
     name: str
     version: int
     value: Mapping[str, Any]
+    uid: str = ""
+    generation: int = 0
 
 
 class ObjectKind:
@@ -110,12 +132,12 @@ class ObjectKind:
         """A page of the list. Raises DecodeError; items that are bad are put aside."""
         version, more, items = nodes.split_list(data)
         found: list[Kept] = []
-        bad: list[tuple[str, str]] = []
+        bad: list[Bad] = []
         for item in items:
             try:
                 found.append(self._kept(item))
             except DecodeError as error:
-                bad.append((_name(item), str(error)))
+                bad.append(_bad(item, str(error)))
         return Page(version, more, tuple(found), tuple(bad))
 
     def decode_event(self, line: bytes | bytearray) -> Event[Kept] | Failure:
@@ -130,7 +152,8 @@ class ObjectKind:
         try:
             kept = self._kept(item)
         except DecodeError as error:
-            return Event(kind, version, _name(item), None, str(error))
+            bad = _bad(item, str(error))
+            return Event(kind, version, bad.name, None, bad.problem, bad.uid, bad.generation)
         return Event(kind, version, kept.name, kept)
 
     def _kept(self, item: msgspec.Raw) -> Kept:
@@ -138,6 +161,7 @@ class ObjectKind:
         value: dict[str, Any] = msgspec.to_builtins(found)
         metadata = value["metadata"]
         version = nodes.number(metadata.pop("resourceVersion", ""))
+        uid, generation = metadata.pop("uid", ""), metadata.pop("generation", 0)
         given = metadata.pop("annotations", None) or {}
         ours = {name: text for name, text in given.items() if name.startswith(OURS)}
         if ours:
@@ -145,18 +169,19 @@ class ObjectKind:
         if not metadata.get("name"):
             raise DecodeError(f"a {self.kind} without a name")
         name = f"{metadata.get('namespace', '')}/{metadata['name']}"
-        return Kept(name, version, {"apiVersion": self.version, "kind": self.kind, **value})
+        return Kept(name, version, {"apiVersion": self.version, "kind": self.kind, **value}, uid, generation)
 
 
-def _name(item: msgspec.Raw) -> str:
+def _bad(item: msgspec.Raw, problem: str) -> Bad:
     try:
-        metadata = nodes.decode(_NAMED, item).metadata
+        found = nodes.decode(_NAMED, item).metadata
     except DecodeError:
-        return ""
-    return f"{metadata.namespace}/{metadata.name}"
+        return Bad("", problem)
+    version = nodes.number(found.resourceVersion)
+    return Bad(f"{found.namespace}/{found.name}", problem, version, found.uid, found.generation)
 
 
-_NAMED: Any = msgspec.json.Decoder(_Namespace)
+_NAMED: Any = msgspec.json.Decoder(_Named)
 NETWORKING = "networking.k8s.io/v1"
 CLUSTER = "policy.networking.k8s.io/v1alpha2"
 KINDS = (
@@ -181,7 +206,7 @@ class ObjectTable:
         self._limit = limit
         self._rows: dict[str, Kept] = {}
         self._deleted: dict[str, int] = {}
-        self._problems: dict[str, str] = {}
+        self._bad: dict[str, Bad] = {}
         self._news: list[str] = []
 
     def objects(self) -> Mapping[str, Kept]:
@@ -190,24 +215,27 @@ class ObjectTable:
 
     def problems(self) -> Mapping[str, str]:
         """Objects that cannot be read, with the reason; their last good values stay."""
-        return self._problems
+        return {name: item.problem for name, item in self._bad.items()}
 
-    def replace(self, found: Sequence[Kept], bad: Sequence[tuple[str, str]]) -> bool:
+    def bad(self) -> Mapping[str, Bad]:
+        """Objects that cannot be read, by name; under no name what is about all of them. Not to be changed."""
+        return self._bad
+
+    def replace(self, found: Sequence[Kept], bad: Sequence[Bad]) -> bool:
         """Take a complete list over; whether anything is different now."""
         before, self._rows, self._deleted = self._rows, {}, {}
-        old_problems, self._problems = self._problems, {}
+        old_bad, self._bad = self._bad, {}
         for kept in found[: self._limit]:
-            old = before.get(kept.name)
-            self._rows[kept.name] = old if old is not None and old.value == kept.value else kept
-        for name, problem in bad:
-            if name in before:
-                self._rows[name] = before[name]
-            self._say(name, problem, old_problems)
+            self._rows[kept.name] = _renewed(before.get(kept.name), kept)
+        for item in bad:
+            if item.name in before:
+                self._rows[item.name] = before[item.name]
+            self._say(item, old_bad)
         if len(found) > self._limit:
-            self._say("", f"more than {self._limit}: the rest is not used", old_problems)
-        changed = before.keys() != self._rows.keys() or any(row is not before[n] for n, row in self._rows.items())
+            self._say(self._too_many(), old_bad)
+        changed = before.keys() != self._rows.keys() or any(_differs(before[n], row) for n, row in self._rows.items())
         self.number += changed
-        return changed
+        return changed or old_bad != self._bad
 
     def apply(self, event: Event[Kept]) -> bool:
         """Take one event over; whether anything is different now."""
@@ -215,36 +243,49 @@ class ObjectTable:
         old = self._rows.get(name)
         if version and version <= max(old.version if old else 0, self._deleted.get(name, 0)):
             return False
-        if event.kind == "DELETED":
+        kept = None if event.kind == "DELETED" else event.node
+        if kept is None and event.kind != "DELETED":
+            return self._say(Bad(name, event.problem, version, event.uid, event.generation), self._bad)
+        mended = self._bad.pop(name, None) is not None
+        if kept is None:
             self._deleted[name] = version
-            self._problems.pop(name, None)
             changed = self._rows.pop(name, None) is not None
-        elif event.node is None:
-            self._say(name, event.problem, self._problems)
-            return False
         else:
-            self._problems.pop(name, None)
-            changed = self._put(event.node, old)
+            changed = self._put(kept, old)
         self.number += changed
-        return changed
+        return changed or mended
 
     def _put(self, kept: Kept, old: Kept | None) -> bool:
         if old is None and len(self._rows) >= self._limit:
-            self._say("", f"more than {self._limit}: the rest is not used", self._problems)
-            return False
-        if old is not None and old.value == kept.value:
-            self._rows[kept.name] = Kept(old.name, kept.version, old.value)
-            return False
-        self._rows[kept.name] = kept
-        return True
+            return self._say(self._too_many(), self._bad)
+        self._rows[kept.name] = row = _renewed(old, kept)
+        return old is None or _differs(old, row)
 
     def complaints(self) -> list[str]:
         """What is newly wrong, one line each; a second call has none of these."""
         news, self._news = self._news, []
         return news
 
-    def _say(self, name: str, problem: str, known: Mapping[str, str]) -> None:
-        if known.get(name) != problem:
-            what = f"{self._kind} {name[:120]!r} is not used" if name else f"{self._kind}s"
-            self._news.append(f"{what}: {problem}")
-        self._problems[name] = problem
+    def _too_many(self) -> Bad:
+        return Bad("", f"more than {self._limit}: the rest is not used")
+
+    def _say(self, item: Bad, known: Mapping[str, Bad]) -> bool:
+        """Whether this is news to those who have seen `known`."""
+        old = known.get(item.name)
+        if old is None or old.problem != item.problem:
+            what = f"{self._kind} {item.name[:120]!r} is not used" if item.name else f"{self._kind}s"
+            self._news.append(f"{what}: {item.problem}")
+        self._bad[item.name] = item
+        return item != old
+
+
+def _renewed(old: Kept | None, kept: Kept) -> Kept:
+    """`kept`, with the very value of `old` where the two are equal: users compare by identity."""
+    if old is None or old.value != kept.value:
+        return kept
+    return Kept(kept.name, kept.version, old.value, kept.uid, kept.generation)
+
+
+def _differs(old: Kept, row: Kept) -> bool:
+    """Whether the two mean something else, or are two objects."""
+    return old.value is not row.value or old.uid != row.uid

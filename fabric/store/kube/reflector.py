@@ -41,7 +41,7 @@ from typing import Any, Protocol
 from fabric.errors import NotConnectedError, StoreError
 from fabric.store.kube import nodes
 from fabric.store.kube.api import PAGE, Api, ApiUnavailableError, ExpiredError, Kind, NotFoundError, Session
-from fabric.store.kube.nodes import Event
+from fabric.store.kube.nodes import Bad, Event
 
 log = logging.getLogger("fabric.store.kube")
 MOST_PATIENT = 60.0
@@ -87,7 +87,7 @@ class Backoff:
 class Table(Protocol):
     """What a reflector keeps current."""
 
-    def replace(self, found: Sequence[Any], bad: Sequence[tuple[str, str]]) -> bool:
+    def replace(self, found: Sequence[Any], bad: Sequence[Bad]) -> bool:
         """Take a complete list over; whether anything that matters is different now."""
 
     def apply(self, event: Event[Any]) -> bool:
@@ -191,7 +191,7 @@ class Reflector:
     async def _list(self, session: Session) -> None:
         """All nodes at one version; the table is replaced when the last page is there."""
         found: list[Any] = []
-        bad: list[tuple[str, str]] = []
+        bad: list[Bad] = []
         more, limit = "", PAGE
         while True:
             try:
@@ -213,7 +213,7 @@ class Reflector:
         self._advance(page.version)
         self._listed(found, bad)
 
-    def _listed(self, found: list[Any], bad: list[tuple[str, str]]) -> None:
+    def _listed(self, found: list[Any], bad: list[Bad]) -> None:
         self.lists += 1
         self._list_at = None
         changed = self._table.replace(found, bad)

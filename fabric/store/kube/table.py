@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fabric.store.base import Entry
 from fabric.store.kube import nodes
 from fabric.store.kube.annotate import Names
-from fabric.store.kube.nodes import Event, Node, NodeError
+from fabric.store.kube.nodes import Bad, Event, Node, NodeError
 
 MAX_NODES = 65_536
 MAX_DELETED = 4096
@@ -45,15 +45,15 @@ class NodeTable:
         self._news: list[str] = []
         self.refused = 0
 
-    def replace(self, found: Sequence[Node], bad: Sequence[tuple[str, str]]) -> bool:
+    def replace(self, found: Sequence[Node], bad: Sequence[Bad]) -> bool:
         """Take a complete list over; whether anything that matters is different now."""
         before = self._rows
         self._rows = {}
         self._deleted = 0
         for node in found:
             self._put(node, before.get(node.name))
-        for name, problem in bad:
-            self._keep(name, problem, before.get(name))
+        for item in bad:
+            self._keep(item.name, item.problem, before.get(item.name))
         self._said &= self._rows.keys() | {""}
         new = (row for name, row in self._rows.items() if row is not before.get(name))
         return any(map(self._matters, new)) or self._lost_role(before)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fabric.errors import DataplaneError
 from fabric.forward.policies import Denied
 from fabric.policing import objects
 from fabric.policing.documents import Given
-from fabric.policing.source import Content
+from fabric.policing.source import Content, Refusal
 from fabric.policy import PolicySnapshot
 from tests.fabric.fakes import FakeDataplane
 
@@ -62,9 +62,9 @@ class RecordingDataplane(Recorder, FakeDataplane):
 class FedSource:
     """`fabric.policing.source.PolicySource`."""
 
-    title = "test"
-
-    def __init__(self) -> None:
+    def __init__(self, title: str = "test") -> None:
+        self.title = title
+        self.told: Sequence[Refusal] = ()
         self.content: Content | None = None
         self.changed: Callable[[], None] = lambda: None
 
@@ -83,6 +83,9 @@ class FedSource:
     def feed(self, *values: Mapping[str, Any]) -> None:
         self.content = Content({key: Given(value) for key, value in map(objects.normal, values)})
         self.changed()
+
+    def refused(self, refusals: Sequence[Refusal]) -> None:
+        self.told = refusals
 
     async def put(self, key: str, value: Mapping[str, Any]) -> str:
         self.content = Content({**(self.content.objects if self.content else {}), key: Given(value)})

@@ -160,6 +160,24 @@ def test_a_refused_object_is_said_once(tmp_path: Path, caplog: pytest.LogCapture
                     "the last good one stays in force")  # fmt: skip
 
 
+def test_a_source_is_told_what_is_wrong_with_its_own(tmp_path: Path) -> None:
+    async def body(kept: Kept) -> None:
+        first, later = kept.source, FedSource("later")
+        keeper = PolicyKeeper([first, later], "n1", kept.world, lambda: kept.recorder, tmp_path)
+        first.feed(network_policy("a", ingress=3), network_policy("b", ingress=3), network_policy("c"))
+        later.feed(network_policy("a", ingress=4), network_policy("d"))
+        await keeper.first()
+        told = [[(item.key.rpartition("/")[2], item.reason, item.outcome) for item in source.told]
+                for source in (first, later)]  # fmt: skip
+        wrong = "spec.ingress: is a number, not a list", "it is not in force"
+        assert told == [[("b", *wrong)], [("a", *wrong)]]
+        assert later.content is not None
+        assert later.told[0].given is later.content.objects[later.told[0].key]
+        await keeper.close()
+
+    run(tmp_path, body)
+
+
 def test_what_is_in_force_is_on_disk_for_the_next_run(tmp_path: Path) -> None:
     async def body(kept: Kept) -> None:
         kept.source.feed(WEB, network_policy("all"))

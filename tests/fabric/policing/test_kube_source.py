@@ -22,7 +22,7 @@ from fabric.policing.documents import Given
 from fabric.policing.kube_source import KubePolicySource, source_title
 from fabric.policing.source import PolicySourceError
 from fabric.store.kube import access, annotate
-from fabric.store.kube.api import Api
+from fabric.store.kube.api import Api, ForbiddenError
 from fabric.store.kube.reflector import Timing
 from tests.apiserver.fixtures import MakeServer
 from tests.apiserver.process import ApiServer, node
@@ -83,7 +83,7 @@ def test_everything_is_listed_before_anything_is_shown_and_then_followed(api: Ap
     fill(api)
 
     async def body() -> None:
-        source = KubePolicySource(client(api), TIMING)
+        source = KubePolicySource(client(api), "n1", TIMING)
         assert source.content is None
         await source.first(None)
         async with followed(source):
@@ -106,7 +106,7 @@ def test_a_heartbeat_changes_nothing(api: ApiServer) -> None:
     fill(api)
 
     async def body() -> None:
-        source = KubePolicySource(client(api), TIMING)
+        source = KubePolicySource(client(api), "n1", TIMING)
         await source.first(None)
         async with followed(source):
             calls: list[int] = []
@@ -128,7 +128,7 @@ def test_a_cluster_without_cluster_policies_is_complete(api: ApiServer, monkeypa
     monkeypatch.setattr(kube_source, "KINDS", kinds)
 
     async def body() -> None:
-        source = KubePolicySource(client(api), TIMING)
+        source = KubePolicySource(client(api), "n1", TIMING)
         await source.first(None)
         async with followed(source):
             assert titles(source) == ALL[1:]
@@ -146,7 +146,7 @@ def test_without_the_api_the_last_run_counts_until_everything_was_listed(
     key, value = objects.normal(network_policy("old"))
 
     async def body() -> None:
-        source = KubePolicySource(client(api), TIMING)
+        source = KubePolicySource(client(api), "n1", TIMING)
         await source.first({key: Given(value)})
         async with followed(source):
             assert titles(source) == ["NetworkPolicy shop/old"]
@@ -161,7 +161,7 @@ def test_an_outage_changes_nothing(api: ApiServer) -> None:
     fill(api)
 
     async def body() -> None:
-        source = KubePolicySource(client(api), TIMING)
+        source = KubePolicySource(client(api), "n1", TIMING)
         await source.first(None)
         async with followed(source):
             await asyncio.to_thread(api.kill)
@@ -184,10 +184,13 @@ def test_the_role_in_docs_is_enough_and_flannels_is_told_apart(make_api: MakeSer
     async def body() -> None:
         assert await kube_source.allowed(client(ours)) is True
         assert await kube_source.allowed(client(theirs)) is False
-        source = KubePolicySource(client(ours), TIMING)
+        source = KubePolicySource(client(ours), "n1", TIMING)
         await source.first(None)
         async with followed(source):
             assert titles(source) == ALL
+        await client(ours).create("/api/v1/namespaces/shop/events", {"metadata": {"name": "about-a-policy"}})
+        with pytest.raises(ForbiddenError, match=r"rbac\.yaml"):
+            await client(theirs).create("/api/v1/namespaces/shop/events", {"metadata": {"name": "another"}})
         fill_as_admin.kill()
         assert await kube_source.allowed(client(fill_as_admin)) is None
 
@@ -196,7 +199,7 @@ def test_the_role_in_docs_is_enough_and_flannels_is_told_apart(make_api: MakeSer
 
 def test_nothing_is_written(api: ApiServer) -> None:
     async def body() -> None:
-        source = KubePolicySource(client(api))
+        source = KubePolicySource(client(api), "n1")
         assert source.title == source_title(client(api)) == f"Kubernetes API {api.url}"
         for call in (source.put("k", {}), source.remove("k")):
             with pytest.raises(PolicySourceError, match="use kubectl"):

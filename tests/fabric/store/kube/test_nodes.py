@@ -127,7 +127,7 @@ def test_a_poisoned_item_is_put_aside() -> None:
     text = {"kind": "NodeList", "metadata": {"resourceVersion": "9"}, "items": [*bad, *good]}
     page = nodes.decode_list(json.dumps(text).encode(), N)
     assert [item.name for item in page.nodes] == ["node0", "node1", "node2"]
-    assert [name for name, _ in page.bad] == ["bad1", "bad2", "", "", ""]
+    assert [item.name for item in page.bad] == ["bad1", "bad2", "", "", ""]
     assert (page.version, page.more) == ("9", "")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fabric.store.kube.nodes import DecodeError, Event, Failure
+from fabric.store.kube.nodes import Bad, DecodeError, Event, Failure
 from fabric.store.kube.objects import KINDS, Kept, ObjectTable
 
 BY_KIND = {kind.kind: kind for kind in KINDS}
@@ -54,7 +54,7 @@ def test_of_a_policy_the_whole_spec() -> None:
 def test_what_has_no_name_or_is_of_another_shape_is_put_aside() -> None:
     odd = {"metadata": {"name": "odd", "namespace": "shop"}, "spec": {"hostNetwork": "yes"}}
     page = listed("Pod", odd, {"metadata": {}}, POD)
-    assert [name for name, _ in page.bad] == ["shop/odd", "/"]
+    assert [item.name for item in page.bad] == ["shop/odd", "/"]
     assert len(page.nodes) == 1
     with pytest.raises(DecodeError):
         BY_KIND["Pod"].decode_list(b'{"metadata": {}, "items": []}')
@@ -101,10 +101,10 @@ def test_the_table_follows_lists_and_events() -> None:
 def test_an_object_that_cannot_be_read_keeps_its_last_good_value_and_is_said_once() -> None:
     table = ObjectTable("Pod")
     table.replace([kept("a/1", 1, 7)], [])
-    for version in ("2", "3"):
-        assert not table.apply(Event("MODIFIED", version, "a/1", None, "spec is no object"))
+    assert table.apply(Event("MODIFIED", "2", "a/1", None, "spec is no object"))  # users of problems() look again
+    assert not table.apply(Event("MODIFIED", "3", "a/1", None, "spec is no object"))
     assert table.complaints() == ["Pod 'a/1' is not used: spec is no object"]
-    table.replace([], [("a/1", "spec is no object"), ("a/2", "no")])
+    table.replace([], [Bad("a/1", "spec is no object"), Bad("a/2", "no")])
     assert table.complaints() == ["Pod 'a/2' is not used: no"]
     assert {name: row.value["value"] for name, row in table.objects().items()} == {"a/1": 7}
     table.apply(put(9, "a/1", 8))
@@ -117,3 +117,31 @@ def test_the_table_is_bounded() -> None:
     assert list(table.objects()) == ["a/1", "a/2"]
     assert not table.apply(put(9, "a/9"))
     assert table.complaints() == ["Pods: more than 2: the rest is not used"]
+
+
+def test_of_a_policy_is_known_which_object_it_is_and_of_one_that_cannot_be_read() -> None:
+    meta = {"name": "all", "namespace": "shop", "uid": "u1", "generation": 3, "resourceVersion": "9"}
+    page = listed("NetworkPolicy", {"metadata": meta}, {"metadata": meta | {"name": "odd", "labels": {"a": 3}}})
+    (kept,), (bad,) = page.nodes, page.bad
+    assert (kept.uid, kept.generation, kept.version) == ("u1", 3, 9)
+    assert kept.value["metadata"] == {"name": "all", "namespace": "shop"}
+    assert (bad.name, bad.uid, bad.generation, bad.version) == ("shop/odd", "u1", 3, 9)
+    line = json.dumps({"type": "MODIFIED", "object": {"metadata": meta | {"labels": 3}}}).encode()
+    event = BY_KIND["NetworkPolicy"].decode_event(line)
+    assert (event.node, event.name, event.uid, event.generation) == (None, "shop/all", "u1", 3)
+    table = ObjectTable("NetworkPolicy")
+    table.apply(event)
+    assert table.bad() == {"shop/all": Bad("shop/all", event.problem, 9, "u1", 3)}
+
+
+def test_an_equal_value_stays_the_same_one_under_its_new_version() -> None:
+    table = ObjectTable("NetworkPolicy")
+    table.replace([Kept("a/1", 1, {"value": 0}, "u1", 1)], [])
+    value = table.objects()["a/1"].value
+    again = Kept("a/1", 5, {"value": 0}, "u1", 3)
+    assert not table.replace([again], [])
+    assert table.objects()["a/1"] == again
+    assert not table.apply(put(4, "a/1", 9))  # of before that list
+    assert not table.apply(Event("MODIFIED", "6", "a/1", Kept("a/1", 6, {"value": 0}, "u1", 3)))
+    assert table.replace([Kept("a/1", 7, {"value": 0}, "u2", 1)], [])  # another object in its place
+    assert table.objects()["a/1"].value is value

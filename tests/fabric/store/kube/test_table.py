@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fabric.store.kube import annotate
-from fabric.store.kube.nodes import Event, Node
+from fabric.store.kube.nodes import Bad, Event, Node
 from fabric.store.kube.table import NodeTable
 from tests.apiserver.process import F
 
@@ -91,14 +91,14 @@ def test_any_change_of_our_own_node_counts() -> None:
 
 def test_a_bad_object_keeps_the_last_good_value_and_is_said_once() -> None:
     found = table()
-    found.replace([node("a", 1), node("b", 1)], [("c", "no use")])
+    found.replace([node("a", 1), node("b", 1)], [Bad("c", "no use")])
     assert found.complaints() == ["node 'c' is not used: no use"]
     for version in ("2", "3"):
         assert not found.apply(Event("MODIFIED", version, "a", None, "annotations is no object"))
     assert view(found) == {"a": "192.0.2.1", "b": "192.0.2.1"}
     assert found.complaints() == ["node 'a' is not used: annotations is no object"]
     assert found.problems() == {"a": "annotations is no object", "c": "no use"}
-    assert not found.replace([node("b", 1)], [("a", "annotations is no object"), ("c", "no use")])
+    assert not found.replace([node("b", 1)], [Bad("a", "annotations is no object"), Bad("c", "no use")])
     assert view(found) == {"a": "192.0.2.1", "b": "192.0.2.1"}
     assert found.complaints() == []
     found.apply(modified(node("a", 4, "192.0.2.4")))
