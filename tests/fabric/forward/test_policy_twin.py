@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from random import Random
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from encap.checksum import checksum
@@ -157,6 +157,7 @@ def random_packet(r: Random, machine: Machine, sent: list[Packet]) -> Packet:
 
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32))
+@example(seed=962964)  # a flow that is cut while a packet of another one is refused
 def test_same_as_the_twin(seed: int) -> None:
     world = World(seed)
     machine, sent, r = Machine(world), [], Random(seed)
