@@ -71,11 +71,10 @@ class Policies:
         if snapshot is not None:
             self._check_tracking()
             self.hits.reserve(snapshot.names.next)
-        if snapshot is not self.snapshot:
-            self._judges_otherwise = True
-        self.snapshot = snapshot
         if staged is not self.staged_snapshot:
             self._staged = Staged(staged, self._staged) if staged is not None else None
+        self._judges_otherwise |= snapshot is not self.snapshot
+        self.snapshot = snapshot
         self._enforcement = None
 
     def enforcement(self, ports_version: int) -> Enforcement:
