@@ -244,8 +244,6 @@ class PolicyKeeper:
                 self.latency.observe(monotonic() - since)
             small = len(self.outcome.accepted) < MANY_OBJECTS
             self._saver.soon(SAVE_SECONDS if small else SAVE_MANY_SECONDS)
-        if self._staged_compiler.waits:
-            self._wake.set()
         self._say()
         self._done = wanted
         self._turned.set()
@@ -258,6 +256,8 @@ class PolicyKeeper:
         try:
             async with self._compiling:
                 self.outcome, self.staged = await asyncio.to_thread(self._compile_both, world)
+            if self._staged_compiler.waits:
+                self._wake.set()
         except Exception as error:  # no object, however odd, may cost the node its policy
             log.exception("policy: compiling failed")
             self.outcome = replace(before, problem=f"compiling failed ({type(error).__name__})")
