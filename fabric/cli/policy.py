@@ -173,7 +173,11 @@ def diff(filename: str | None, run_dir: str, as_json: bool) -> None:
 @_as_json
 @click.option("--all", "every", is_flag=True, help="show rules that have decided none, too")
 def hits(run_dir: str, as_json: bool, every: bool) -> None:
-    """How many flows each rule has decided on this node since the daemon started."""
+    """How many flows each rule has decided on this node since the daemon started.
+
+    Below it, while policies are staged, what their rules would have done since then: the flows that each would have
+    decided, and those of them that it would have let pass though they are refused now, or the other way round.
+    """
     found: Sequence[Mapping[str, Any]] = _ask(run_dir, "policy.hits")
     if as_json:
         _print_json(found)

@@ -213,12 +213,19 @@ def print_denied(result: Sequence[Mapping[str, Any]], console: Console | None = 
 
 
 def print_hits(result: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
-    """One row per rule."""
-    table = grid("RULE", "WHERE")
-    table.add_column("FLOWS", justify="right")
-    for item in result:
-        table.add_row(text(item["rule"]), text(item["place"] or "-"), f"{item['hits']:,}")
-    (console or Console()).print(table)
+    """One row per rule; those of staged policies in a table of their own."""
+    console = console or Console()
+    for title, staged in (("RULE", False), ("STAGED RULE", True)):
+        rows = [item for item in result if item.get("staged", False) == staged]
+        if staged and not rows:
+            continue
+        table = grid(title, "WHERE", *(["WOULD"] if staged else []))
+        for column in ("FLOWS", "CHANGED") if staged else ("FLOWS",):
+            table.add_column(column, justify="right")
+        for item in rows:
+            more = (item["action"], f"{item['hits']:,}", f"{item['changes']:,}") if staged else (f"{item['hits']:,}",)
+            table.add_row(text(item["rule"]), text(item["place"] or "-"), *more)
+        console.print(table)
 
 
 def counters(result: Mapping[str, int], every: bool) -> Table:

@@ -85,11 +85,15 @@ class Dataplane(Ports, Protocol):
     def counters(self) -> dict[str, int]:
         """Counters by flat name."""
 
-    def set_policy(self, snapshot: PolicySnapshot | None) -> None:
-        """Judge by `snapshot` from now on; None: nothing is known, and if policy is required pods stay closed."""
+    def set_policy(self, snapshot: PolicySnapshot | None, staged: PolicySnapshot | None = None) -> None:
+        """Judge by `snapshot` from now on; None: nothing is known, and if policy is required pods stay closed.
+        `staged`: count what that would do."""
 
     def rule_hits(self) -> Mapping[str, int]:
         """How many flows each rule has decided, by the rule's description."""
+
+    def staged_hits(self) -> Mapping[str, tuple[int, int]]:
+        """By the rule's description how many flows each would have decided, and how many of these the other way."""
 
     def denied(self) -> list[Denied]:
         """The last flows that policy has refused, a sample."""

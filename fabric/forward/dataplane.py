@@ -244,18 +244,19 @@ class Dataplane:
             self._state = before
             raise
 
-    def set_policy(self, snapshot: PolicySnapshot | None) -> None:
+    def set_policy(self, snapshot: PolicySnapshot | None, staged: PolicySnapshot | None = None) -> None:
         """Judge by this from now on, established flows too with their next packet; None ends it.
 
         Without a snapshot everything passes, or with `policy_required` nothing from or to pods but what their own node
-        sends. Raises DataplaneError when flows are not tracked or peers cannot be compiled, and nothing has changed.
+        sends. `staged` is asked whenever `snapshot` is, and counts what it would do (`staged_hits`).
+        Raises DataplaneError when flows are not tracked or peers cannot be compiled, and nothing has changed.
         """
-        before = self._policies.snapshot
-        self._policies.set(snapshot)
+        before = self._policies.snapshot, self._policies.staged_snapshot
+        self._policies.set(snapshot, staged)
         try:
             self._publish()
         except DataplaneError:
-            self._policies.set(before)
+            self._policies.set(*before)
             raise
 
     def _publish(self) -> None:
@@ -390,6 +391,10 @@ class Dataplane:
     def rule_hits(self) -> Mapping[str, int]:
         """Flows that each policy rule has decided since the start, by the name that the policy snapshot gives it."""
         return self._policies.rule_hits()
+
+    def staged_hits(self) -> Mapping[str, tuple[int, int]]:
+        """Flows that each rule would have decided, and those of them whose verdict would be the other one, by name."""
+        return self._policies.staged_hits()
 
     def denied(self) -> list[Denied]:
         """The last flows that policy has refused, a sample: at most 32 a second of a thread, 256 in all."""

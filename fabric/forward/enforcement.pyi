@@ -10,6 +10,12 @@ class RuleHits:
     def reserve(self, numbers: int) -> None: ...
     def counts(self) -> dict[int, int]: ...
 
+class Staged:
+    policy: PolicySnapshot
+    hits: RuleHits
+    changes: RuleHits
+    def __init__(self, policy: PolicySnapshot, before: Staged | None) -> None: ...
+
 class Enforcement:
     number: int
     active: bool
@@ -20,4 +26,5 @@ class Enforcement:
         required: bool,
         services: Sequence[Network],
         hits: RuleHits,
+        staged: Staged | None = None,
     ) -> None: ...

@@ -159,6 +159,8 @@ def follow(k, g, inner, packet, flags, entry, hash):
             # A reply does not open connections, nor does one that is kept: this is another.
             refused = refuse_packet(k, g, inner, packet, entry)
             if refused != DropReason.PASS:
+                if stale:  # what has become of the flow itself counts from now on all the same
+                    flow_store(g.flows, cython.address(found), cython.address(rest), k.now)
                 return cython.cast(uint32_t, refused) << REFUSED_SHIFT
         # Somebody else may change the bucket between reading and storing.
         if not advance(cython.address(found.flow), side, flags, entry, k.now) and not stale:

@@ -86,6 +86,7 @@ def police(g, q, entry, a):
     settled: cython.bint = False
     reason: uint8_t = DropReason.PASS
     a.allowed = True
+    a.asked = False
     a.established = RE_EVALUATE
     a.egress_rule = NO_RULE
     a.ingress_rule = NO_RULE
@@ -95,6 +96,7 @@ def police(g, q, entry, a):
     if settled:
         return reason
     judge(g.rules.tables, q, a)
+    a.asked = True
     if a.allowed:
         return DropReason.PASS
     # Ingress is asked only when egress allows.

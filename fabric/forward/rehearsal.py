@@ -113,6 +113,7 @@ class Rehearsal:
         self.generation.ports = self.ports
         self.rules = own.rules[0]
         self.rules.hits = self.hits.blocks
+        self.rules.staged = cython.NULL
         self.generation.rules = cython.address(self.rules)
         self.generation.flows = cython.NULL
         if own.flows != cython.NULL:

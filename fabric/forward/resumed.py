@@ -154,8 +154,8 @@ class LastingDataplane(Dataplane):
         super().rebind(underlay, mtu, interface)
         self._change()
 
-    def set_policy(self, snapshot: PolicySnapshot | None) -> None:
-        super().set_policy(snapshot)
+    def set_policy(self, snapshot: PolicySnapshot | None, staged: PolicySnapshot | None = None) -> None:
+        super().set_policy(snapshot, staged)
         self._judges = self._judges or snapshot is not None
         self._change()
 

@@ -23,7 +23,7 @@ import cython
 from cython.cimports.encap.drops import DropReason
 from cython.cimports.encap.inner import IPPROTO_TCP
 from cython.cimports.fabric.forward.denials import note_denial
-from cython.cimports.fabric.forward.enforcement import count_rules
+from cython.cimports.fabric.forward.enforcement import count_rules, count_staged
 from cython.cimports.fabric.forward.flow_state import (
     CUT,
     KEPT,
@@ -58,7 +58,9 @@ def record(k, g, q, reason, a):
     """What policy has answered, for people."""
     if not g.rules.active:
         return
-    count_rules(g.rules, a)
+    count_rules(g.rules.hits, a)
+    if g.rules.staged != cython.NULL and a.asked:
+        count_staged(g.rules.staged, q, a)
     if reason != DropReason.PASS:
         note_denial(
             cython.address(k.denials), q, reason, a.egress_rule if a.ingress_rule == NOBODY else a.ingress_rule, k.now

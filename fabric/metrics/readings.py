@@ -106,9 +106,13 @@ def _policy(policy: PolicyReport) -> Iterator[Reading]:
     yield Reading("policy_snapshot", (), policy.snapshot)
     yield Reading("policy_objects", ("in_force",), policy.objects)
     yield Reading("policy_objects", ("refused",), policy.refused)
+    yield Reading("policy_objects", ("staged",), policy.staged)
     yield Reading("policy_rules", (), len(policy.rules))
     for rule, hits in policy.rules:
         yield Reading("policy_rule_hits", (rule,), hits)
+    for rule, action, hits, changes in policy.staged_rules:
+        yield Reading("policy_staged_hits", (rule, action), hits)
+        yield Reading("policy_staged_changes", (rule, action), changes)
     yield Reading("problems", ("policy",), policy.problems)
     if policy.programming is not None:
         yield Reading("programming_duration_seconds", ("policy",), policy.programming)

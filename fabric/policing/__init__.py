@@ -9,6 +9,9 @@ of changes at once), and hands the snapshot to the data path. Until every source
 data path has no snapshot and, being told that policy is required, lets pods' packets pass nowhere. What was accepted is
 written to `<state-dir>/policy.json`; a start whose source does not answer goes on with that.
 
+Policies that are staged are compiled apart, together with all that is in force (`staged`), into a second snapshot. The
+data path asks it whatever it asks the first one, and only counts the answers.
+
 An object that cannot be enforced as written is refused with the field and the reason, which is said once, and the last
 good one of that name stays in force, over a restart too. The source is told, and in a cluster writes an Event about it
 (`kube_events`).

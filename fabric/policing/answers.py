@@ -163,4 +163,21 @@ def hits(counts: Mapping[str, int], rules: Sequence[RuleInForce]) -> list[dict[s
     places = {rule.description: rule.place for rule in rules}
     every = {**dict.fromkeys(places, 0), **counts}
     items = sorted(every.items(), key=lambda item: (-item[1], item[0]))
-    return [{"rule": rule, "hits": count, "place": places.get(rule, "")} for rule, count in items]
+    return [{"rule": rule, "hits": count, "place": places.get(rule, ""), "staged": False} for rule, count in items]
+
+
+def staged_hits(
+    counts: Mapping[str, tuple[int, int]], staged: Sequence[RuleInForce], others: Sequence[RuleInForce]
+) -> list[dict[str, Any]]:
+    """What the staged policies would have done, most changes first: one item for each of their rules, and for what else
+    would have decided on a flow the other way, such as the end of a tier. `others` are the rules in force.
+    """
+    own = {rule.description: rule for rule in staged}
+    known = {**{rule.description: rule for rule in others}, **own}
+    every = dict.fromkeys(own, (0, 0)) | {rule: both for rule, both in counts.items() if rule in own or both[1]}
+    items = sorted(every.items(), key=lambda item: (-item[1][1], -item[1][0], item[0]))
+    return [
+        {"rule": rule, "hits": count, "place": known[rule].place if rule in known else "", "staged": True,
+         "action": known[rule].action if rule in known else "deny", "changes": changes}
+        for rule, (count, changes) in items
+    ]  # fmt: skip

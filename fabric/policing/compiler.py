@@ -21,7 +21,7 @@ from fabric.policy.parse import parse_object
 class Outcome:
     """What one compilation came to. `accepted`: what is in force, by key; `staged`: what would be. `refused`: why a
     key's present object is not; `warnings`: what of an accepted one is not enforced. `problem`: why the snapshot is an
-    old one."""
+    old one, or there is none."""
 
     snapshot: PolicySnapshot | None = None
     accepted: Mapping[str, Given] = field(default_factory=dict)
@@ -66,10 +66,14 @@ class _Around:
 
 
 class Compiler:
-    """Of the node named `own`, whose pods' rules are compiled."""
+    """Of the node named `own`, whose pods' rules are compiled. `as_enforced`: staged policies count as if they were in
+    force."""
 
-    def __init__(self, own: str, remembered: Mapping[str, Given] | None = None) -> None:
+    def __init__(
+        self, own: str, remembered: Mapping[str, Given] | None = None, *, as_enforced: bool = False
+    ) -> None:
         self.own = own
+        self.as_enforced = as_enforced
         self.accepted: dict[str, Given] = {}
         self.staged: dict[str, Given] = {}
         self.refused: dict[str, str] = {}
@@ -97,7 +101,7 @@ class Compiler:
                 self.problem = ""
                 self._changes = 0
             except PolicyError as error:
-                self.problem = f"nothing new is enforced, the last snapshot stays: {error}"
+                self.problem = str(error)
         warnings = {key: lines for key, lines in self.warnings.items() if lines}
         return Outcome(
             self.snapshot, dict(self.accepted), dict(self.staged), dict(self.refused), warnings, self.problem
@@ -129,7 +133,7 @@ class Compiler:
             return
         self._seen[key] = given
         try:
-            if objects.is_staged(given.value) and not objects.is_around(key):
+            if objects.is_staged(given.value) and not (self.as_enforced or objects.is_around(key)):
                 parse_object(given.value)
                 self._leave(key)
                 self.staged[key] = given
@@ -248,8 +252,9 @@ class Known:
         return next((n.name for n in self.nodes.values() if address in map(str, n.addresses)), "")
 
     def with_changes(self, changes: Mapping[str, Given]) -> PolicySnapshot:
-        """The snapshot of what is in force with `changes` on top. Raises PolicyError."""
-        outcome = Compiler(self.own).compile(replace(self.world, objects={**self.accepted, **changes}))
+        """The snapshot of what is in force with `changes` on top, staged ones too. Raises PolicyError."""
+        world = replace(self.world, objects={**self.accepted, **changes})
+        outcome = Compiler(self.own, as_enforced=True).compile(world)
         for key, reason in outcome.refused.items():
             raise PolicyError(objects.title(key), reason)
         if outcome.snapshot is None:

@@ -27,21 +27,9 @@ NAMES = {1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPv6", 132: "SCTP"}
 
 
 def changes_of(values: Iterable[Any]) -> dict[str, Given]:
-    """The objects of a change by key; a staged policy counts as if it were not. Raises PolicyError."""
-    found = {}
-    for value in values:
-        key, given = objects.normal(value if isinstance(value, Mapping) else {})
-        found[key] = Given(unstaged(given))
-    return found
-
-
-def unstaged(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The object without the annotation that keeps it from being enforced."""
-    if not objects.is_staged(value):
-        return value
-    metadata = dict(value["metadata"])
-    metadata["annotations"] = {k: v for k, v in metadata["annotations"].items() if k != objects.STAGED}
-    return {**value, "metadata": metadata}
+    """The objects of a change by key. Raises PolicyError."""
+    given = (objects.normal(value if isinstance(value, Mapping) else {}) for value in values)
+    return {key: Given(value) for key, value in given}
 
 
 def difference(

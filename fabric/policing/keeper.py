@@ -24,6 +24,7 @@ from fabric.policing.compiler import Compiler, Known, Outcome
 from fabric.policing.documents import Given
 from fabric.policing.hits import RuleInForce, Rules
 from fabric.policing.source import KEPT, NOTHING, PolicySource, Refusal
+from fabric.policing.staged import StagedCompiler
 from fabric.policing.world import World
 from fabric.policy import PolicySnapshot
 
@@ -46,8 +47,9 @@ MANY_OBJECTS = 2_000
 class PolicyDataplane(Protocol):
     """What is asked of the data path."""
 
-    def set_policy(self, snapshot: PolicySnapshot | None) -> None:
-        """Judge by `snapshot` from now on; None: nothing is known, pods stay closed. Raises DataplaneError."""
+    def set_policy(self, snapshot: PolicySnapshot | None, staged: PolicySnapshot | None = None) -> None:
+        """Judge by `snapshot` from now on; None: nothing is known, pods stay closed. `staged`: count what that would
+        do. Raises DataplaneError."""
 
     def flows(self, cursor: int, limit: int) -> tuple[list[dict[str, object]], int | None]:
         """A page of the tracked connections, and where the next one begins, None at the end. Raises DataplaneError."""
@@ -57,6 +59,9 @@ class PolicyDataplane(Protocol):
 
     def rule_hits(self) -> Mapping[str, int]:
         """How many flows each rule has decided, by the rule's description."""
+
+    def staged_hits(self) -> Mapping[str, tuple[int, int]]:
+        """By the rule's description how many flows each would have decided, and how many of these the other way."""
 
 
 class PolicyKeeper:
@@ -86,7 +91,9 @@ class PolicyKeeper:
         self._remembered = last_good.load(state_dir)
         earlier = {key: given for source in sources for key, given in self._remembered.get(source.title, {}).items()}
         self.outcome = Outcome()
+        self.staged = Outcome()
         self._compiler = Compiler(own, earlier)
+        self._staged_compiler = StagedCompiler(own)
         self._saver = Saver(state_dir, self._render, last_good.save, in_thread=True)
         self._compiling = asyncio.Lock()
         self._wake = asyncio.Event()
@@ -97,7 +104,7 @@ class PolicyKeeper:
         self._handed: PolicySnapshot | None = None  # what the data path has
         self._unset = False  # the data path has not taken the last snapshot
         self._problem = ""
-        self._rules = Rules()
+        self._rules, self._staged_rules = Rules(), Rules()
         self._known: dict[str, Mapping[str, Given]] = {}
         self._said: set[str] = set()
         self._pause = BURST_SECONDS
@@ -161,6 +168,10 @@ class PolicyKeeper:
         """Every rule in force."""
         return self._rules.of(self.outcome.accepted)
 
+    def staged_rules(self) -> tuple[RuleInForce, ...]:
+        """Every rule of the staged policies."""
+        return self._staged_rules.of(self.outcome.staged)
+
     def dataplane(self) -> PolicyDataplane:
         """Where the snapshots go."""
         return self._dataplane()
@@ -198,7 +209,7 @@ class PolicyKeeper:
 
     def problems(self) -> list[str]:
         """What is not as it should be, one line each."""
-        found = [source.problem() for source in self.sources] + [self.outcome.problem, self._problem]
+        found = [source.problem() for source in self.sources] + self._failures()
         for source in self.sources:
             if source.content is None:
                 found.append(f"{source.title} was not read whole yet: pods are closed")
@@ -223,10 +234,12 @@ class PolicyKeeper:
             return
         wanted, since = self._wanted, self._since
         self._since = None
-        before = self.outcome.snapshot
+        before, staged = self.outcome.snapshot, self.staged.snapshot
         await self._compile()
-        if self.outcome.snapshot is not before or self._unset:
+        changed = self.outcome.snapshot is not before or self._unset
+        if changed or self.staged.snapshot is not staged:
             self._hand_over()
+        if changed:
             if since is not None and not self._unset:
                 self.latency.observe(monotonic() - since)
             small = len(self.outcome.accepted) < MANY_OBJECTS
@@ -243,18 +256,25 @@ class PolicyKeeper:
         world = self._world(self.seen())
         try:
             async with self._compiling:
-                self.outcome = await asyncio.to_thread(self._compiler.compile, world)
+                self.outcome, self.staged = await asyncio.to_thread(self._compile_both, world)
+            if self._staged_compiler.waits:
+                self._wake.set()
         except Exception as error:  # no object, however odd, may cost the node its policy
             log.exception("policy: compiling failed")
-            self.outcome = replace(before, problem=f"compiling failed ({type(error).__name__}), the last policy stays")
+            self.outcome = replace(before, problem=f"compiling failed ({type(error).__name__})")
         if self.outcome.snapshot is not before.snapshot:
             self.compilations += 1
             self.compile_seconds = monotonic() - started
             self._pause = min(max(BURST_SECONDS, self.compile_seconds), MOST_PAUSE_SECONDS)
 
+    def _compile_both(self, world: World) -> tuple[Outcome, Outcome]:
+        """In a thread: what is in force, and that with the staged policies."""
+        outcome = self._compiler.compile(world)
+        return outcome, self._staged_compiler.compile(world, outcome)
+
     def _hand_over(self) -> None:
         try:
-            self._dataplane().set_policy(self.outcome.snapshot)
+            self._dataplane().set_policy(self.outcome.snapshot, self.staged.snapshot)
         except DataplaneError as error:
             self._unset = True
             self._problem = f"the data path does not take the policy, the last one stays: {error}"
@@ -263,12 +283,24 @@ class PolicyKeeper:
             self._unset, self._problem = False, ""
             self._handed = self.outcome.snapshot
 
+    def _failures(self) -> list[str]:
+        """Why something else is in force than there should be, or not counted."""
+        found = [self._problem]
+        if self.outcome.problem:
+            found.append(f"nothing new is enforced, the last policy stays: {self.outcome.problem}")
+        if self.staged.problem:
+            found.append(f"what the staged policies would do is not counted: {self.staged.problem}")
+        return [*filter(None, found)]
+
     def _refusals(self) -> list[str]:
         outcome, found = self.outcome, []
         for key, reason in outcome.refused.items():
             found.append(f"{self._where(key)} is refused: {reason}: {self._instead(key)}")
         for key, lines in outcome.warnings.items():
             found += [f"{self._where(key)}: {line}" for line in lines]
+        staged = self.staged.refused.items()
+        found += [f"{self._where(key)} is staged and would be refused: {reason}" for key, reason in staged
+                  if key in outcome.staged]  # fmt: skip
         return found
 
     def _instead(self, key: str) -> str:
@@ -293,7 +325,7 @@ class PolicyKeeper:
 
     def _say(self) -> None:
         """What is wrong now and was not before."""
-        lines = [*filter(None, (self.outcome.problem, self._problem)), *self._refusals()]
+        lines = [*self._failures(), *self._refusals()]
         for line in lines:
             if line not in self._said:
                 log.warning("policy: %s", line)

@@ -30,6 +30,7 @@ def status(keeper: PolicyKeeper) -> dict[str, Any]:
         "snapshot": keeper.number,
         "objects": accepted,
         "refused": len(keeper.outcome.refused),
+        "staged": len(keeper.outcome.staged),
         "compilations": keeper.compilations,
         "compile_seconds": round(keeper.compile_seconds, 6),
         "latency": latency(keeper.latency.distribution()),
@@ -83,8 +84,10 @@ async def diff(keeper: PolicyKeeper, params: Mapping[str, Any]) -> dict[str, Any
 
 
 def hits(keeper: PolicyKeeper, params: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """How many flows each rule has decided."""
-    return answers.hits(keeper.dataplane().rule_hits(), keeper.rules())
+    """How many flows each rule has decided, and each rule of the staged policies would have decided."""
+    dataplane = keeper.dataplane()
+    staged = answers.staged_hits(dataplane.staged_hits(), keeper.staged_rules(), keeper.rules())
+    return answers.hits(dataplane.rule_hits(), keeper.rules()) + staged
 
 
 def denied(keeper: PolicyKeeper, params: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -13,12 +13,12 @@ from typing import Any
 from fabric.policy import Namespace, Node, Pod, PolicyError
 from fabric.policy.fields import Fields
 from fabric.policy.model import Address
+from fabric.policy.parse import STAGED
 from fabric.policy.rules import LAST_PORT
 
 IN_NAMESPACE = ("NetworkPolicy", "NetworkSet", "Pod")
 AROUND = ("Pod", "Namespace", "Node")
 DEFAULT_NAMESPACE = "default"
-STAGED = "podfabric.io/staged"
 
 
 def normal(value: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:

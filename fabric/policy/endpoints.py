@@ -181,7 +181,8 @@ class Endpoints:
             for member in members:
                 steps.extend(self.steps(member, direction, group, owns))
             label = (tier.name, tuple(member.policy.title for member in members))
-            number = self.numbers.default(tier.name, direction)
+            staged = [member.policy.title for member in members if member.policy.staged]
+            number = self.numbers.default(tier.name, direction, staged)
             choice = choice_at_end(member.policy.established for member in members)
             return CachedStage(
                 key, build_stage(steps, tier.default, number, choice, label), tuple(n for s in steps for n in s.sets)

@@ -32,6 +32,7 @@ cdef struct Question:
 cdef struct Answer:
     uint8_t allowed
     uint8_t established   # of a refused one: the choice of who refuses it
+    uint8_t asked         # the rules were asked; `policing` settles some flows before
     uint32_t egress_rule  # numbers for hit counters, NO_RULE where no rule decided
     uint32_t ingress_rule
 

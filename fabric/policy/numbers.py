@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 
 from fabric.policy.rules import DIRECTIONS, Policy
 
 UNKNOWN = "unknown rule"
 """The name of a rule that is long gone."""
+MOST_TITLES = 3
+"""Staged policies that are named at the end of a tier."""
+MOST_STAGED_ENDS = 1_000
+"""Ends of tiers with the staged policies that have come there; beyond, they count at the end of the tier."""
 
 
 class Numbers:
@@ -17,7 +22,8 @@ class Numbers:
         self.next = 0
         self.bases: list[int] = []
         self.owners: dict[int, Policy | str] = {}
-        self.defaults: dict[tuple[str, int], int] = {}
+        self.defaults: dict[str, int] = {}
+        self.staged_ends = 0
         self.old: list[int] = []
 
     def allot(self, owner: Policy | str, count: int) -> int:
@@ -35,12 +41,23 @@ class Numbers:
             self.bases = [base for base in self.bases if base != gone]
             del self.owners[gone]
 
-    def default(self, tier: str, direction: int) -> int:
-        """The number of the end of a tier, where what no rule matched is denied."""
-        key = tier, direction
-        if key not in self.defaults:
-            self.defaults[key] = self.allot(f"end of tier {tier}, {DIRECTIONS[direction]}: no rule matched", 1)
-        return self.defaults[key]
+    def default(self, tier: str, direction: int, staged: Sequence[str] = ()) -> int:
+        """The number of the end of a tier, where what no rule matched is denied.
+
+        `staged`: the staged policies that have brought a flow there. They have an end of their own, so that it is told
+        what NetworkPolicies would do, which deny nowhere else.
+        """
+        end = f"end of tier {tier}, {DIRECTIONS[direction]}: no rule"
+        name = f"{end} matched"
+        if staged:
+            more = f" and {len(staged) - MOST_TITLES} more" if len(staged) > MOST_TITLES else ""
+            own = f"{end} of {', '.join(staged[:MOST_TITLES])}{more} matched"
+            if own in self.defaults or self.staged_ends < MOST_STAGED_ENDS:
+                self.staged_ends += own not in self.defaults
+                name = own
+        if name not in self.defaults:
+            self.defaults[name] = self.allot(name, 1)
+        return self.defaults[name]
 
     def describe(self, number: int) -> str:
         bases = self.bases

@@ -18,6 +18,8 @@ CLUSTER = "policy.networking.k8s.io/v1alpha2"
 CALICO = ("projectcalico.org/v3", "crd.projectcalico.org/v1")
 ESTABLISHED = "podfabric.io/established"
 """The annotation by which a policy chooses what becomes of established flows that it refuses."""
+STAGED = "podfabric.io/staged"
+"""The annotation by which a policy is only looked at (`"true"`)."""
 CHOICES = {"keep": Established.KEEP, "re-evaluate": Established.RE_EVALUATE, "reset": Established.RESET}
 
 
@@ -26,6 +28,8 @@ def parse_object(value: Any) -> Parsed:
     top = Fields(value, "")
     parsed = _parse_kind(top)
     annotations = top.child("metadata").child("annotations")
+    if annotations.value.get(STAGED) == "true" and isinstance(parsed, Policy):
+        parsed = replace(parsed, staged=True)
     if ESTABLISHED not in annotations:
         return parsed
     if not isinstance(parsed, Policy):

@@ -134,6 +134,8 @@ class Policy:
     """(ingress, egress); None: says nothing about that direction."""
     warnings: tuple[str, ...] = ()
     established: Established = Established.RE_EVALUATE
+    staged: bool = False
+    """It is not meant to be enforced yet: where it is compiled it is to see what it would do."""
 
     @property
     def title(self) -> str:

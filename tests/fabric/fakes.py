@@ -124,11 +124,14 @@ class FakeDataplane:
     def counters(self) -> dict[str, int]:
         return {"egress_packets": 7, "drop_no_route": 0}
 
-    def set_policy(self, snapshot: PolicySnapshot | None) -> None:
+    def set_policy(self, snapshot: PolicySnapshot | None, staged: PolicySnapshot | None = None) -> None:
         self.journal.step("set_policy")
         self.policies.append(snapshot)
 
     def rule_hits(self) -> dict[str, int]:
+        return {}
+
+    def staged_hits(self) -> dict[str, tuple[int, int]]:
         return {}
 
     def flows(self, cursor: int, limit: int) -> tuple[list[dict[str, object]], int | None]:

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from fabric.lab import Lab
+from tests.fabric.policing.test_diff import staged
 from tests.scenarios import inside
 from tests.scenarios.holes import arrived
 from tests.scenarios.policy_lab import PROBE_SECONDS, WEB, PolicyLab, pod_object, policy
@@ -87,9 +88,7 @@ def test_diff_names_the_live_connection_that_a_policy_would_cut(policed: PolicyL
         inside.connect(source.netns, policed.ip(WEB), listener.getsockname()[1]) as out,
         listener.accept()[0] as into,
     ):
-        staged = policy("staged")
-        staged["metadata"]["annotations"] = {"podfabric.io/staged": "true"}
-        policed.write_and_see("web.yaml", "staged", staged)
+        policed.write_and_see("web.yaml", "staged", staged(policy("staged")))
         done = policed.ctl("node2", "diff", "--json")
         assert done.returncode == 3, done.stderr
         flows = json.loads(done.stdout)["shown"]
@@ -104,6 +103,24 @@ def test_diff_names_the_live_connection_that_a_policy_would_cut(policed: PolicyL
         with pytest.raises(TimeoutError):
             into.recv(100)
     policed.remove("web.yaml")
+
+
+def test_a_staged_policy_counts_what_it_would_deny_and_denies_nothing(policed: PolicyLab) -> None:
+    end = "end of tier default, ingress: no rule of NetworkPolicy default/staged matched"
+
+    def changed() -> int:
+        found = {item["rule"]: item for item in policed.lab.control("node2", "policy.hits") if item["staged"]}
+        return int(found[end]["changes"]) if end in found else 0
+
+    policed.write_and_see("web.yaml", "staged", staged(policy("staged")))
+    wait_for(lambda: policed.passes("node1-pod1", WEB) and changed(), "counted")
+    before = changed()
+    assert [policed.passes("node1-pod1", WEB) for _ in range(3)] == [True] * 3  # each from a port of its own
+    assert changed() >= before + 3  # what another test has left may still be sending
+    shown = policed.ctl("node2", "hits").stdout
+    assert "STAGED RULE" in shown
+    (policed.policies / "web.yaml").unlink()
+    wait_for(lambda: not changed(), "gone")
 
 
 def test_a_pod_is_alive_when_its_add_returns(policed: PolicyLab) -> None:

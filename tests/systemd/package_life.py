@@ -22,7 +22,8 @@ PACKAGES = "python3,systemd"  # what the package depends on
 LIFE = """
 set -e
 export DEBIAN_FRONTEND=noninteractive PATH=/usr/sbin:/usr/bin:/sbin:/bin
-listed() { find /etc /opt /usr -not -path "*/__pycache__*" 2>/dev/null | sort; }
+# An empty /opt goes with the last package in it: dpkg.
+listed() { find /etc /opt /usr -mindepth 1 -not -path "*/__pycache__*" 2>/dev/null | sort; }
 listed >/before
 dpkg -i /package.deb >/dev/null
 id -un podfabric

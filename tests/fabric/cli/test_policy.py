@@ -196,3 +196,15 @@ def test_hits(daemon: Daemon) -> None:
     assert "unused" in daemon.run("hits", "--all").stdout
     assert all(word in daemon.run("hits").stdout for word in (RULE, "web.yaml:7", "12,345"))
     assert json.loads(daemon.run("hits", "--json").stdout) == daemon.answers["policy.hits"]
+
+
+def test_hits_of_staged_policies_have_a_table_of_their_own(daemon: Daemon) -> None:
+    idle = {"rule": RULE, "hits": 0, "place": "", "staged": False}
+    end = "end of tier default, ingress: no rule of NetworkPolicy shop/new matched"
+    would = {"rule": end, "hits": 1234, "place": "", "staged": True, "action": "deny", "changes": 17}
+    daemon.answers["policy.hits"] = [idle, would]
+    shown = daemon.run("hits").stdout
+    assert all(word in shown for word in ("STAGED RULE", "CHANGED", "deny", "1,234", "17"))
+    assert RULE not in shown
+    daemon.answers["policy.hits"] = [idle]
+    assert "STAGED" not in daemon.run("hits").stdout

@@ -117,6 +117,7 @@ def policy(
     egress: Sequence[Object] | None = None,
     name: str = "",
     established: str = "",
+    staged: bool = False,
 ) -> Object:
     """A NetworkPolicy that selects the pod `subject`; a direction that is given is isolated."""
     spec: dict[str, Any] = {**pods(subject), "policyTypes": []}
@@ -127,8 +128,9 @@ def policy(
                 {**{key: value for key, value in rule.items() if key != "peers"}, side: rule["peers"]} for rule in rules
             ]
     metadata: dict[str, Any] = {"name": name or f"for-{subject}", "namespace": "default"}
-    if established:
-        metadata["annotations"] = {"podfabric.io/established": established}
+    metadata["annotations"] = {"podfabric.io/established": established} if established else {}
+    if staged:
+        metadata["annotations"]["podfabric.io/staged"] = "true"
     return {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata, "spec": spec}
 
 
@@ -136,6 +138,13 @@ def compile_for(
     node: str, policies: Sequence[Object], known: Sequence[str] = tuple(HOMES), homes: Mapping[str, str] = HOMES
 ) -> PolicySnapshot:
     """What `node` judges by when these pods are known, at home on these nodes."""
+    return world_for(node, policies, known, homes).snapshot()
+
+
+def world_for(
+    node: str, policies: Sequence[Object], known: Sequence[str] = tuple(HOMES), homes: Mapping[str, str] = HOMES
+) -> Policies:
+    """The same before it is compiled."""
     world = Policies(lambda pod: pod.node == node)
     world.set_namespace(Namespace("default"))
     for number in (1, 2):
@@ -146,7 +155,7 @@ def compile_for(
     for item in policies:
         result = world.apply(object_key(item), item)
         assert result.error is None, result.error
-    return world.snapshot()
+    return world
 
 
 @dataclass
@@ -221,15 +230,22 @@ class Cluster:
         return there, self.send(destination, source, make, family, answer=True)
 
 
-def probe_on(table: FlowTable, policies: Sequence[Object], packets: list[bytes], number: int = 1) -> FlowProbe:
-    """The flow table of node 1 with a and b, accounts 1 and 2, without worker; IPv4 only. `number`: of the rules."""
+def probe_on(
+    table: FlowTable, policies: Sequence[Object], packets: list[bytes], number: int = 1,
+    enforcement: Enforcement | None = None,
+) -> FlowProbe:
+    """The flow table of node 1 with a and b, accounts 1 and 2, without worker; IPv4 only. `number`: of the rules.
+
+    `enforcement`: in place of the policies and their number.
+    """
     null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     ports = [NullPort(null), *(NullPort(null, 1450, (each,)) for each in (address("a", 4), address("b", 4)))]
     for name, port in zip("ab", ports[1:], strict=True):
         port.name = name
     own = LocalVtep(ip_address("127.0.0.1"), b"\x02\0\0\0\0\x01", (ip_network("10.244.1.0/24"),))
-    snapshot, hits = compile_for("node1", policies), RuleHits()
-    hits.reserve(snapshot.names.next)
-    enforcement = Enforcement(number, snapshot, False, SERVICE_NETWORKS, hits)
+    if enforcement is None:
+        snapshot, hits = compile_for("node1", policies), RuleHits()
+        hits.reserve(snapshot.names.next)
+        enforcement = Enforcement(number, snapshot, False, SERVICE_NETWORKS, hits)
     state, formats = ForwardingState(1, (own,), ()), {"vxlan": 1, "udp": 2}
     return FlowProbe(Snapshot(1, state, ports, 1, formats, True, table, enforcement), packets)  # type: ignore[arg-type]

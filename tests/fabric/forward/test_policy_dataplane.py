@@ -131,6 +131,24 @@ def test_what_rules_have_done_is_told_by_name(build: Callable[..., Node]) -> Non
 
 
 @pytest.mark.root
+def test_a_staged_deny_counts_and_forwards(build: Callable[..., Node]) -> None:
+    """Each flow once, on both workers' threads; what is in force refuses as ever."""
+    node = build(workers=2)
+    only_to_b = policy("a", egress=[allow("b")], name="only-b")
+    staged = compile_for("node1", [only_to_b, policy("b", ingress=[], name="new", staged=True)])
+    node.plane.set_policy(compile_for("node1", [only_to_b]), staged)
+    for port in (1, 1, 2, 3):
+        node.passes(packet("a", "b", udp(53, port)), "a", "b")
+    node.refused(packet("a", "outside", udp(53)), "a", "policy_egress")
+    end = "end of tier default, ingress: no rule of NetworkPolicy default/new matched"
+    would = node.plane.staged_hits()
+    assert (would[end], would["NetworkPolicy default/only-b spec.egress[0]"]) == ((3, 3), (3, 0))
+    node.plane.set_policy(compile_for("node1", [only_to_b]))
+    node.passes(packet("a", "b", udp(53, 4)), "a", "b")
+    assert node.plane.staged_hits() == {}
+
+
+@pytest.mark.root
 def test_ports_open_with_the_policy_that_knows_them(build: Callable[..., Node]) -> None:
     """First no policy, then one that does not know b, then one that does; the node itself is never shut out."""
     node = build(policy_required=True)

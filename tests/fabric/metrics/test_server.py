@@ -27,15 +27,19 @@ REQUEST = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 STATUS = {
-    "sources": ["directory /etc/x"], "snapshot": 4, "objects": 2, "refused": 1, "problems": ["policy shop/x: no"],
+    "sources": ["directory /etc/x"], "snapshot": 4, "objects": 2, "refused": 1, "staged": 5,
+    "problems": ["policy shop/x: no"],
     "latency": {"buckets": {"0.001": 0, "0.5": 2}, "count": 3, "sum": 4.5},
 }  # fmt: skip
 
 
 def policy_report(rules: int = 2) -> PolicyReport:
     """As the daemon's answers have it."""
-    hits = [{"rule": f"NetworkPolicy shop/web ingress[{number}]", "hits": number} for number in range(rules)]
-    return policy.read(STATUS, list(reversed(hits)))
+    hits: list[dict[str, Any]] = [
+        {"rule": f"NetworkPolicy shop/web ingress[{number}]", "hits": number} for number in range(rules)
+    ]
+    end = {"rule": "end of tier default", "hits": 7, "staged": True, "action": "deny", "changes": 3}
+    return policy.read(STATUS, [end, *reversed(hits)])
 
 
 def reports(policy: PolicyReport | None = None) -> Reports:
@@ -85,6 +89,9 @@ def test_the_page() -> None:
             ("podfabric_problems", "pods"): 1, ("podfabric_problems", "policy"): 1, ("podfabric_policy_rules",): 2,
             ("podfabric_policy_rule_hits_total", "NetworkPolicy shop/web ingress[1]"): 1,
             ("podfabric_policy_objects", "refused"): 1, ("podfabric_policy_snapshot",): 4,
+            ("podfabric_policy_objects", "staged"): 5,
+            ("podfabric_policy_staged_hits_total", "deny", "end of tier default"): 7,
+            ("podfabric_policy_staged_changes_total", "deny", "end of tier default"): 3,
             ("podfabric_programming_duration_seconds_bucket", "0.5", "policy"): 2,
             ("podfabric_programming_duration_seconds_bucket", "+Inf", "policy"): 3,
             ("podfabric_pod_frames_total", "from", "cni/podnet/c1/eth0"): 3,

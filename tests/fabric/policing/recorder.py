@@ -20,8 +20,10 @@ class Recorder:
 
     def __init__(self) -> None:
         self.snapshots: list[PolicySnapshot | None] = []
+        self.staged: PolicySnapshot | None = None
         self.fail: str = ""
         self.hits: dict[str, int] = {}
+        self.would: dict[str, tuple[int, int]] = {}
         self.refused: list[Denied] = []
         self.live: list[dict[str, object]] = []
 
@@ -31,10 +33,11 @@ class Recorder:
         assert found is not None
         return found
 
-    def set_policy(self, snapshot: PolicySnapshot | None) -> None:
+    def set_policy(self, snapshot: PolicySnapshot | None, staged: PolicySnapshot | None = None) -> None:
         if self.fail:
             raise DataplaneError(self.fail)
         self.snapshots.append(snapshot)
+        self.staged = staged
 
     def flows(self, cursor: int, limit: int) -> tuple[list[dict[str, object]], int | None]:
         after = cursor + limit
@@ -42,6 +45,9 @@ class Recorder:
 
     def rule_hits(self) -> Mapping[str, int]:
         return self.hits
+
+    def staged_hits(self) -> Mapping[str, tuple[int, int]]:
+        return self.would
 
     def denied(self) -> list[Denied]:
         return self.refused
@@ -54,8 +60,8 @@ class RecordingDataplane(Recorder, FakeDataplane):
         Recorder.__init__(self)
         FakeDataplane.__init__(self, *words)
 
-    def set_policy(self, snapshot: PolicySnapshot | None) -> None:
-        super().set_policy(snapshot)
+    def set_policy(self, snapshot: PolicySnapshot | None, staged: PolicySnapshot | None = None) -> None:
+        super().set_policy(snapshot, staged)
         self.journal.step("set_policy")
 
 

@@ -184,5 +184,8 @@ def test_hits_are_sorted_and_have_their_place() -> None:
     rule = "NetworkPolicy shop/allow spec.ingress[0]"
     end = "end of tier default, ingress: no rule matched"
     found = answers.hits({end: 2, rule: 5}, rules)
-    assert found[:2] == [{"rule": rule, "hits": 5, "place": "web.yaml:7"}, {"rule": end, "hits": 2, "place": ""}]
+    assert found[:2] == [
+        {"rule": rule, "hits": 5, "place": "web.yaml:7", "staged": False},
+        {"rule": end, "hits": 2, "place": "", "staged": False},
+    ]
     assert [item["hits"] for item in found[2:]] == [0, 0]

@@ -75,7 +75,7 @@ def test_the_flows_that_a_policy_would_cut() -> None:
     assert found["shown"][0] == {
         "protocol": "TCP", "source": "198.51.100.7", "source_pod": "", "destination": "10.244.1.5",
         "destination_pod": "shop/web", "port": 80, "state": "established",
-        "rule": "end of tier default, ingress: no rule matched", "fate": "cut",
+        "rule": "end of tier default, ingress: no rule of NetworkPolicy shop/all matched", "fate": "cut",
     }  # fmt: skip
     assert (found["shown"][1]["protocol"], found["shown"][1]["port"]) == ("ICMP", None)
 

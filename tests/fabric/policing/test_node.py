@@ -227,6 +227,7 @@ def test_diff_looks_at_all_pages_of_the_flow_table(bench: PolicyBench) -> None:
             await bench.ask("policy.diff")
         await bench.ask("policy.apply", object=staged(network_policy("all")))
         assert (await bench.ask("policy.diff"))["cut"] == 2_500
+        assert (await bench.ask("status"))["policy"]["staged"] == 1
         assert bench.dataplane.last.allowed("198.51.100.1", "10.244.1.5", "TCP", 80)
 
     bench.run(body)

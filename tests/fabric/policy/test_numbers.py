@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from fabric.policy.numbers import Numbers
 
 
@@ -25,3 +27,17 @@ def test_a_number_that_is_gone_is_nobody_elses() -> None:
         numbers.retire(base)
     assert numbers.describe(gone) == "unknown rule"
     assert Numbers().describe(7) == "unknown rule"
+
+
+def test_what_staged_policies_bring_to_the_end_of_a_tier_has_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fabric.policy.numbers.MOST_STAGED_ENDS", 2)
+    numbers = Numbers()
+    plain, one = numbers.default("default", 1), numbers.default("default", 1, ["P a"])
+    many = numbers.default("default", 1, [f"P {letter}" for letter in "abcde"])
+    assert [numbers.describe(number) for number in (plain, one, many)] == [
+        "end of tier default, egress: no rule matched",
+        "end of tier default, egress: no rule of P a matched",
+        "end of tier default, egress: no rule of P a, P b, P c and 2 more matched",
+    ]
+    assert numbers.default("default", 1, ["P b"]) == plain, "there are enough of them"
+    assert numbers.default("default", 1, ["P a"]) == one
