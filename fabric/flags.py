@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from ipaddress import ip_network
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -159,6 +160,7 @@ def _parser() -> _Parser:
     return parser
 
 
+@cache
 def version() -> str:
     """The installed version, or "unknown" when run from a tree that was never installed."""
     from importlib import metadata  # slow to import, and only needed here

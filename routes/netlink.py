@@ -178,4 +178,7 @@ def error_of(data: bytes) -> OSError | None:
 def raise_error(data: bytes) -> None:
     error = error_of(data)
     if error is not None:
-        raise error
+        try:
+            raise error
+        finally:
+            error = None  # its traceback has this frame: no cycle, or all that the callers hold waits for the collector

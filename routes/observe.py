@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from ipaddress import ip_interface
 from typing import Any
 
-from routes.codec import ifaddrmsg, ifinfmsg
 from routes.netlink import (
     RTM_GETADDR,
     RTM_GETLINK,
@@ -23,7 +22,21 @@ from routes.netlink import (
     Netlink,
 )
 from routes.state import InterfaceState, IPAddress, IPInterface, IPNetwork
-from routes.wire import HEADER, NEIGHBOUR, NUMBER, ROUTE, address, attribute, attributes, network, number
+from routes.wire import (
+    ADDRESS,
+    HEADER,
+    LINK,
+    NEIGHBOUR,
+    NUMBER,
+    ROUTE,
+    address,
+    attribute,
+    attributes,
+    network,
+    number,
+    read_text,
+    text,
+)
 
 IFF_UP, IFF_LOWER_UP = 0x1, 0x10000
 RT_TABLE_MAIN, RTN_UNICAST, RTN_BLACKHOLE, RTN_UNREACHABLE, RTNH_F_ONLINK = 254, 1, 6, 7, 4
@@ -36,6 +49,8 @@ ALTERING_ATTRIBUTES = frozenset({RTA_METRICS, RTA_PREFSRC, RTA_ENCAP_TYPE, RTA_V
 NDA_DST, NDA_LLADDR, NDA_PORT, NDA_VNI, NDA_IFINDEX, NDA_NH_ID = 1, 2, 6, 7, 8, 13
 REDIRECTING_ATTRIBUTES = frozenset({NDA_PORT, NDA_VNI, NDA_IFINDEX, NDA_NH_ID})
 NUD_PERMANENT = 0x80
+IFLA_IFNAME, IFLA_MTU, IFLA_TXQLEN = 3, 4, 13
+IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 IFA_FLAGS_DADFAILED = 0x08
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
 AF_BRIDGE = 7
@@ -74,10 +89,7 @@ class KernelNeighbour:
 
 def read_link(netlink: Netlink, *, name: str = "", index: int = 0) -> InterfaceState | None:
     """The link called `name` or numbered `index`, without its addresses; None when there is none."""
-    message = ifinfmsg()
-    if name:
-        message["attrs"] = [("IFLA_IFNAME", name)]
-    message["index"] = index
+    message = LINK.pack(socket.AF_UNSPEC, 0, index, 0, 0) + (text(IFLA_IFNAME, name) if name else b"")
     try:
         data = netlink.ask(RTM_GETLINK, message)
     except OSError as error:
@@ -88,20 +100,22 @@ def read_link(netlink: Netlink, *, name: str = "", index: int = 0) -> InterfaceS
 
 
 def parse_link(data: bytes) -> InterfaceState:
-    message = decoded(ifinfmsg, data)
+    _, _, index, flags, _ = LINK.unpack_from(data, HEADER.size)
+    found = attributes(data, HEADER.size + LINK.size)
     return InterfaceState(
-        name=message.get_attr("IFLA_IFNAME"),
-        index=message["index"],
-        mtu=message.get_attr("IFLA_MTU"),
-        txqueuelen=message.get_attr("IFLA_TXQLEN") or 0,
-        up=bool(message["flags"] & IFF_UP),
-        carrier=bool(message["flags"] & IFF_LOWER_UP),
+        name=read_text(found.get(IFLA_IFNAME)),
+        index=index,
+        mtu=number(found.get(IFLA_MTU)),
+        txqueuelen=number(found.get(IFLA_TXQLEN)),
+        up=bool(flags & IFF_UP),
+        carrier=bool(flags & IFF_LOWER_UP),
     )
 
 
 def read_links(netlink: Netlink) -> list[InterfaceState]:
     """All links of this namespace, without their addresses."""
-    return [parse_link(data) for kind, data in netlink.dump(RTM_GETLINK, ifinfmsg()) if kind == RTM_NEWLINK]
+    message = LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+    return [parse_link(data) for kind, data in netlink.dump(RTM_GETLINK, message) if kind == RTM_NEWLINK]
 
 
 def read_addresses(netlink: Netlink, index: int = 0) -> dict[IPInterface, int]:
@@ -111,16 +125,16 @@ def read_addresses(netlink: Netlink, index: int = 0) -> dict[IPInterface, int]:
     """
     found: dict[IPInterface, int] = {}
     for family in FAMILIES:
-        message = ifaddrmsg()
-        message["family"], message["index"] = family, index
+        message = ADDRESS.pack(family, 0, 0, 0, index)
         for kind, data in dump_or_nothing(netlink, RTM_GETADDR, message):
-            answer = decoded(ifaddrmsg, data)
-            if kind != RTM_NEWADDR or (index and answer["index"] != index):
+            if kind != RTM_NEWADDR:
                 continue
-            flags = answer.get_attr("IFA_FLAGS") or answer["flags"]
-            address = answer.get_attr("IFA_LOCAL") or answer.get_attr("IFA_ADDRESS")
-            if address and not flags & IFA_FLAGS_DADFAILED:
-                found[ip_interface(f"{address}/{answer['prefixlen']}")] = answer["index"]
+            _, length, flags, _, device = ADDRESS.unpack_from(data, HEADER.size)
+            given = attributes(data, HEADER.size + ADDRESS.size)
+            own = given.get(IFA_LOCAL) or given.get(IFA_ADDRESS)
+            failed = (number(given.get(IFA_FLAGS)) or flags) & IFA_FLAGS_DADFAILED
+            if own and not failed and index in (0, device):
+                found[ip_interface((own, length))] = device
     return found
 
 

@@ -20,6 +20,8 @@ ENOUGH = HEADER.size + NEIGHBOUR.size
 READS_AT_ONCE = 256
 IN_MODIFY = 0x2
 
+_libc = ctypes.CDLL(None, use_errno=True)
+
 
 class NetlinkEvents:
     """A socket in the rtnetlink multicast groups for links, addresses and routes of both families.
@@ -92,13 +94,12 @@ class FileEvents:
     """
 
     def __init__(self, paths: Iterable[Path]) -> None:
-        libc = ctypes.CDLL(None, use_errno=True)
-        self._descriptor: int = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._descriptor: int = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._descriptor < 0:
             number = ctypes.get_errno()
             raise OSError(number, f"cannot watch sysctls: {os.strerror(number)}")
         for path in paths:
-            libc.inotify_add_watch(self._descriptor, os.fsencode(path), IN_MODIFY)  # a missing file is not watched
+            _libc.inotify_add_watch(self._descriptor, os.fsencode(path), IN_MODIFY)  # a missing file is not watched
 
     def fileno(self) -> int:
         return self._descriptor

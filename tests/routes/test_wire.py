@@ -1,5 +1,8 @@
 """Messages packed and read field by field, against pyroute2's encoder and decoder."""
 
+import errno
+import gc
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
@@ -7,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routes.codec import bare_package, rtmsg
+from routes.netlink import ERROR_CODE, NLMSG_ERROR, Netlink, raise_error
+from routes.observe import read_addresses, read_links
 from routes.wire import HEADER, NEIGHBOUR, NUMBER, ROUTE, address, attribute, attributes, network, number
 
 with bare_package("pyroute2"):
@@ -79,3 +84,19 @@ def test_no_bytes_are_a_surprise(data: bytes) -> None:
 )
 def test_networks(packed: bytes, length: int, prefix: IPv4Network | IPv6Network) -> None:
     assert network(packed, length) == prefix
+
+
+def test_looks_leave_nothing_for_the_collector() -> None:
+    """There is one every few seconds, and a table that is empty is refused each time: cycles had grown the daemon."""
+    refusal = HEADER.pack(HEADER.size + ERROR_CODE.size, NLMSG_ERROR, 0, 1, 0) + ERROR_CODE.pack(-errno.ENOENT)
+    with Netlink() as netlink:
+        gc.collect()
+        gc.disable()
+        try:
+            with suppress(FileNotFoundError):
+                raise_error(refusal)
+            found = [*read_links(netlink), *read_addresses(netlink)]
+            assert gc.collect() == 0
+        finally:
+            gc.enable()
+    assert found
