@@ -12,9 +12,10 @@ TTL is lowered exactly where a routed kernel node would lower it. The host's ker
 node port. A pod port has no kernel hop beside it, so we do it: a frame sent by a pod port when it leaves for a VTEP
 or another pod port, and a frame from the underlay in front of a pod port.
 
-All threads share one flow table (`flows` owns it, `flow_table` reads, `flow_write` changes, `flow_state` is the state
-machine, `flow_key` what a flow is). `flow_track` brings a packet's flow forward and says whether the packet is a reply
-that has to leave by the node port, because its flow came in there and the host's kernel may have translated it.
+All threads share one flow table (`flows` owns it, `flow_table` reads, `flow_write` changes, `flow_room` makes room,
+`flow_state` is the state machine, `flow_key` what a flow is). `flow_track` brings a packet's flow forward and says
+whether the packet is a reply that has to leave by the node port, because its flow came in there and the host's kernel
+may have translated it.
 `fragments` lets later fragments follow the first one.
 
 Network policy (`fabric.policy`) is asked where a flow begins (`policing`), on the node of either end, and the verdict

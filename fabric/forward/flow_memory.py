@@ -20,7 +20,7 @@ from typing import Any
 from fabric.forward import kept
 from fabric.forward.flows import BYTES_PER_FLOW, FlowTable
 
-LAYOUT = 2
+LAYOUT = 3
 SLOT = 1 << 20
 HEADER = 2 * SLOT
 MAGIC = b"fabflows"

@@ -6,12 +6,13 @@ cdef enum:
     TCP_RST = 4
     TCP_ACK = 16
 
-# What may be evicted for what: the lower goes first, ESTABLISHED never.
+# What may be evicted for what: the lower goes first, ANSWERED only for flows of the same account, ESTABLISHED never.
 cdef enum FlowClass:
     FREE = 0
     CLOSING = 1
     EMBRYONIC = 2
-    ESTABLISHED = 3
+    ANSWERED = 3                 # not TCP, seen in both directions: nothing says that it goes on
+    ESTABLISHED = 4
 
 cdef enum FlowState:
     UNREPLIED = 0                # not TCP: seen in one direction

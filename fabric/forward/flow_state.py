@@ -40,7 +40,9 @@ def next_state(state, flags, reply):
 
 def class_of(state):
     """What the flow is worth."""
-    if state in (REPLIED, TCP_ESTABLISHED, DENIED):
+    if state == REPLIED:
+        return FlowClass.ANSWERED
+    if state in (TCP_ESTABLISHED, DENIED):
         return FlowClass.ESTABLISHED
     if state >= FIN_ORIGIN:
         # A half-closed connection may still carry data for hours.
@@ -50,7 +52,7 @@ def class_of(state):
 
 def denied_state(state):
     """State of a flow that policy cuts. It keeps its place as it did before: nobody can push a cut connection out."""
-    return DENIED if class_of(state) == FlowClass.ESTABLISHED else DENIED_EARLY
+    return DENIED if class_of(state) >= FlowClass.ANSWERED else DENIED_EARLY
 
 
 def gives_way(state):

@@ -17,6 +17,7 @@ cdef enum:
     REPLACED                     # by a new connection of the same ends
     EVICTED_CLOSING
     EVICTED_EMBRYONIC
+    EVICTED_ANSWERED
     FORGOTTEN                    # with the pod whose they were
     REFUSED_FULL
     REFUSED_QUOTA

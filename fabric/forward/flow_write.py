@@ -5,30 +5,18 @@
 so it cannot hit another flow that has come into the place meanwhile. `flow_insert` takes both buckets, the lower
 address first, and looks for the key once more: two threads that meet one flow at the same time make one record.
 
-When both buckets are full: what has expired goes, then closing flows, then half-open ones, earliest expiry first; an
-established flow never makes room. An account (a pod) at its quota only replaces flows of its own that are not
-established. `flow_sweep` is called with a few buckets per batch and takes out what has expired; `flow_forget` takes out
-what a pod that is gone has left.
+What makes room is `flow_room`'s. `flow_sweep` is called with a few buckets per batch and takes out what has expired;
+`flow_forget` takes out what a pod that is gone has left.
 """
 
 import cython
 from cython.cimports.fabric.forward.flow_key import FlowKey
-from cython.cimports.fabric.forward.flow_state import (
-    CLOSING,
-    ESTABLISHED,
-    FREE,
-    SYN_SENT,
-    class_of,
-    gives_way,
-    timeout_of,
-)
+from cython.cimports.fabric.forward.flow_room import NOWHERE, at_quota, clear, give_back, make_room, take
+from cython.cimports.fabric.forward.flow_state import FREE, SYN_SENT, class_of, gives_way, timeout_of
 from cython.cimports.fabric.forward.flow_table import (
-    EVICTED_CLOSING,
-    EVICTED_EMBRYONIC,
     EXPIRED,
     FORGOTTEN,
     INSERTED,
-    REFUSED_FULL,
     REFUSED_QUOTA,
     REPLACED,
     WAYS,
@@ -38,7 +26,6 @@ from cython.cimports.fabric.forward.flow_table import (
     Found,
     Table,
     lanes_with,
-    pause,
     same_key,
     second_of,
     tag_of,
@@ -50,8 +37,6 @@ from cython.cimports.fabric.forward.kernel import (
     RELEASE,
     atomic_add,
     atomic_add32,
-    atomic_load,
-    atomic_load32,
     atomic_store,
     atomic_swap_if,
     fence,
@@ -59,7 +44,7 @@ from cython.cimports.fabric.forward.kernel import (
 )
 from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
 
-NOWHERE = cython.declare(uint32_t, 0x7FFFFFFF)
+OVER_QUOTA = cython.declare(uint32_t, 3)  # beside the Insertions
 
 
 @cython.cfunc
@@ -75,40 +60,6 @@ def copy_in(to: cython.p_void, source: cython.pointer(cython.const[cython.void])
             cython.cast(cython.pointer(cython.const[uint64_t]), source)[i],
             RELAXED,
         )
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def take(bucket: cython.pointer(Bucket)) -> uint64_t:
-    """Lock a bucket; the even sequence it had."""
-    turn: uint32_t = 0
-    sequence: uint64_t
-    while True:
-        sequence = atomic_load(cython.address(bucket.sequence), RELAXED)
-        if not sequence & 1 and atomic_swap_if(
-            cython.address(bucket.sequence), cython.address(sequence), sequence + 1, False, ACQUIRE, RELAXED
-        ):
-            fence(RELEASE)
-            return sequence
-        pause(turn)
-        turn += 1
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def clear(t: cython.pointer(Table), index: uint32_t, reason: cython.int) -> cython.void:
-    """Take a flow out; the bucket is taken."""
-    bucket: cython.pointer(Bucket) = t.buckets + index // WAYS
-    way: uint32_t = index % WAYS
-    word: uint64_t = bucket.tags[way // 4]
-    atomic_store(
-        cython.address(bucket.tags[way // 4]), word & ~(cython.cast(uint64_t, 0xFFFF) << (way % 4 * 16)), RELAXED
-    )
-    bucket.classes[way] = FREE
-    atomic_add32(cython.address(t.charged[t.flows[index].account]), cython.cast(uint32_t, -1), RELAXED)
-    atomic_add(cython.address(t.counts[reason]), 1, RELAXED)
 
 
 def flow_store(t, found, rest, now):
@@ -154,95 +105,6 @@ def present(
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def free_way(t: cython.pointer(Table), first: uint32_t, second: uint32_t, wanted: uint32_t) -> uint32_t:
-    """A free place in the emptier bucket, the `wanted` one where it can be had, or NOWHERE."""
-    way: uint32_t
-    i: uint32_t
-    at: uint32_t
-    count: uint32_t
-    most: uint32_t = 0
-    best: uint32_t = NOWHERE
-    here: uint32_t
-    for i in range(2):
-        at = second if i else first
-        count = 0
-        here = 0
-        for way in range(WAYS):
-            if t.buckets[at].classes[way] == FREE:
-                count += 1
-                if count == 1 or way == wanted:
-                    here = at * WAYS + way
-        if count > most:
-            most = count
-            best = here
-    return best
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def victim(
-    t: cython.pointer(Table), first: uint32_t, second: uint32_t, account: uint32_t, now: uint32_t,
-    rank: cython.pointer(uint32_t),
-) -> uint32_t:
-    """The place whose flow makes room, of one account only unless that is 0; NOWHERE when none does.
-
-    `rank` becomes 0 for an expired one, else its class.
-    """
-    i: uint32_t
-    way: uint32_t
-    value: uint32_t
-    bucket: cython.pointer(Bucket)
-    best: uint32_t = NOWHERE
-    expires: uint32_t = 0
-    rank[0] = ESTABLISHED
-    for i in range(2 * WAYS):
-        bucket = t.buckets + (second if i >= WAYS else first)
-        way = i % WAYS
-        value = bucket.classes[way]
-        if value == FREE:
-            continue
-        if bucket.expires[way] <= now:
-            value = 0
-        if value > rank[0] or value == ESTABLISHED or (value == rank[0] and bucket.expires[way] >= expires):
-            continue
-        if account and t.flows[(second if i >= WAYS else first) * WAYS + way].account != account:
-            continue
-        best = (second if i >= WAYS else first) * WAYS + way
-        rank[0] = value
-        expires = bucket.expires[way]
-    return best
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def make_room(
-    t: cython.pointer(Table), fresh: cython.pointer(cython.const[Flow]), first: uint32_t, second: uint32_t,
-    wanted: uint32_t, now: uint32_t,
-) -> uint32_t:
-    """A free place for a new flow in its taken buckets, or NOWHERE, counted as refused."""
-    rank: uint32_t = 0
-    full: cython.bint = (
-        fresh.account != 0
-        and atomic_load32(cython.address(t.charged[fresh.account]), RELAXED) >= t.quota
-    )
-    index: uint32_t = NOWHERE if full else free_way(t, first, second, wanted)
-    if index != NOWHERE:
-        return index
-    index = victim(t, first, second, fresh.account if full else 0, now, cython.address(rank))
-    if index == NOWHERE:
-        atomic_add(cython.address(t.counts[REFUSED_QUOTA if full else REFUSED_FULL]), 1, RELAXED)
-    elif rank == 0:
-        clear(t, index, EXPIRED)
-    else:
-        clear(t, index, EVICTED_CLOSING if rank == CLOSING else EVICTED_EMBRYONIC)
-    return index
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
 def place(
     t: cython.pointer(Table), index: uint32_t, tag: uint64_t, flow: cython.pointer(cython.const[Flow]), now: uint32_t
 ) -> cython.void:
@@ -265,7 +127,7 @@ def insert_taken(
     t: cython.pointer(Table), fresh: cython.pointer(cython.const[Flow]), rest: cython.pointer(cython.const[FlowRest]),
     hash: uint64_t, now: uint32_t, found: cython.pointer(Found),
 ) -> uint32_t:
-    """`flow_insert` with both buckets taken: an Insertion."""
+    """`flow_insert` with both buckets taken: an Insertion, or OVER_QUOTA."""
     first: uint32_t = cython.cast(uint32_t, hash) & t.mask
     second: uint32_t = second_of(t, hash)
     index: uint32_t = present(t, first, tag_of(hash), cython.address(fresh.key))
@@ -279,7 +141,9 @@ def insert_taken(
         if found.expires > now and not (fresh.state == SYN_SENT and gives_way(found.flow.state)):
             return PRESENT
         clear(t, index, EXPIRED if found.expires <= now else REPLACED)
-    index = make_room(t, fresh, first, second, way_for(hash), now)
+    if at_quota(t, fresh.account):
+        return OVER_QUOTA
+    index = make_room(t, first, second, way_for(hash), now)
     if index == NOWHERE:
         return REFUSED
     copy_in(t.rests + index, rest, cython.sizeof(FlowRest) // 8)
@@ -293,8 +157,14 @@ def insert_taken(
     return PLACED
 
 
-def flow_insert(t, fresh, rest, hash, now, found):
-    """Put a new flow in, unless it is there, or nothing makes room; `found` has what is there then."""
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def take_and_insert(
+    t: cython.pointer(Table), fresh: cython.pointer(cython.const[Flow]), rest: cython.pointer(cython.const[FlowRest]),
+    hash: uint64_t, now: uint32_t, found: cython.pointer(Found),
+) -> uint32_t:
+    """`insert_taken` between taking both buckets, the lower one first, and giving them free."""
     first: uint32_t = cython.cast(uint32_t, hash) & t.mask
     second: uint32_t = second_of(t, hash)
     low: uint32_t = first if first < second else second
@@ -309,6 +179,17 @@ def flow_insert(t, fresh, rest, hash, now, found):
     if high != low:
         atomic_store(cython.address(t.buckets[high].sequence), other, RELEASE)
     atomic_store(cython.address(t.buckets[low].sequence), sequence, RELEASE)
+    return result
+
+
+def flow_insert(t, fresh, rest, hash, now, found):
+    """Put a new flow in, unless it is there, or nothing makes room; `found` has what is there then."""
+    result: uint32_t = take_and_insert(t, fresh, rest, hash, now, found)
+    if result == OVER_QUOTA and give_back(t, fresh.account, hash, now):
+        result = take_and_insert(t, fresh, rest, hash, now, found)
+    if result == OVER_QUOTA:
+        atomic_add(cython.address(t.counts[REFUSED_QUOTA]), 1, RELAXED)
+        result = REFUSED
     return cython.cast(Insertion, result)
 
 

@@ -48,8 +48,8 @@ PLACES = 1 << 16
 UNJUDGED = cython.declare(uint32_t, 0xFFFFFFFF)  # a number of rules that is never used
 BYTES_PER_FLOW = cython.sizeof(Flow) + cython.sizeof(FlowRest) + cython.sizeof(Bucket) // WAYS
 COUNTS = (
-    "inserted", "expired", "replaced", "evicted_closing", "evicted_embryonic", "forgotten", "refused_full",
-    "refused_quota",
+    "inserted", "expired", "replaced", "evicted_closing", "evicted_embryonic", "evicted_answered", "forgotten",
+    "refused_full", "refused_quota",
 )  # fmt: skip
 STATES = (
     "unreplied", "replied", "syn-sent", "syn-received", "established", "picked-up", "half-closed", "half-closed",
@@ -205,7 +205,7 @@ class FlowTable:
         """By name; `flows` is what the table holds, with what has expired and was not swept yet."""
         counts = [atomic_load(cython.address(self.table.counts[i]), RELAXED) for i in range(FLOW_COUNTS)]
         out = {"flow_" + name: value for name, value in zip(COUNTS, counts, strict=True)}
-        return {"flows": max(0, counts[0] - sum(counts[1:6])), **out}
+        return {"flows": max(0, counts[0] - sum(counts[1:7])), **out}
 
     def sweep(self, now: int) -> None:
         """Take all flows out that have expired by `now` (seconds, monotonic)."""

@@ -4,9 +4,9 @@
 Theory of operation. A `Rehearsal` has a lane of each direction that no thread runs, and a copy of the snapshot's
 generation in which everything that is written is its own: the descriptors of ports (sockets whose other ends the owner
 reads), the counters of rules (none), and the flow table. That one has the live one's size and secret and is empty but
-for the two buckets where the packet's flow belongs, copied as they were, so the packet finds its flow, its neighbours
-and its quota, and what it would have written can be read. VTEPs, routes and rules are the snapshot's, which is alive as
-long as we are.
+for the two buckets where the packet's flow belongs and those where its pod would give back another one, copied as they
+were, so the packet finds its flow, its neighbours and its quota, and what it would have written can be read. VTEPs,
+routes and rules are the snapshot's, which is alive as long as we are.
 
 Limits. What one thread alone knows is not seen: the verdicts of first fragments, and how many ICMP errors a port has
 had of late. A superframe is always cut here, never by the tunnel-GSO TAP, and datagrams do not form trains.
@@ -23,6 +23,7 @@ from cython.cimports.fabric.forward.batch import FRAME_ROOM, HEADROOM, egress_cl
 from cython.cimports.fabric.forward.egress import egress_frame
 from cython.cimports.fabric.forward.ethernet import unwrap
 from cython.cimports.fabric.forward.flow_key import NO_QUOTE, flow_hash, flow_key, is_error, quoted_key
+from cython.cimports.fabric.forward.flow_room import SEARCHED
 from cython.cimports.fabric.forward.flow_state import class_of
 from cython.cimports.fabric.forward.flow_table import (
     ACCOUNTS,
@@ -213,16 +214,17 @@ class Rehearsal:
             self._copy_flows(cython.address(self.key))
 
     def _copy_flows(self, key):
-        """Both buckets of a key; each place is consistent in itself."""
+        """The buckets in which something is looked for; each place is consistent in itself."""
         t: cython.pointer(Table) = self.flows.table
         hash: uint64_t = flow_hash(key, cython.address(t.secret[0]))
         first: uint32_t = cython.cast(uint32_t, hash) & t.mask
         second: uint32_t = second_of(t, hash)
         way: uint32_t
+        i: uint32_t
         for way in range(WAYS):
-            self._copy_place(first * WAYS + way)
-            if second != first:
-                self._copy_place(second * WAYS + way)
+            self._copy_place(second * WAYS + way)
+            for i in range(SEARCHED):
+                self._copy_place(((first + i) & t.mask) * WAYS + way)
 
     def _copy_place(self, index):
         flow: Flow

@@ -11,7 +11,9 @@ _DIRECTIONS = {
     "packets": "packets", "bytes": "bytes", "superframes": "superframes", "wakeups": "wakeups",
     "icmp_sent": "icmp_errors", "icmp_limited": "icmp_errors_limited",
 }  # fmt: skip
-_FLOW_EVENTS = ("inserted", "expired", "replaced", "evicted_closing", "evicted_embryonic", "forgotten")
+_FLOW_EVENTS = (
+    "inserted", "expired", "replaced", "evicted_closing", "evicted_embryonic", "evicted_answered", "forgotten",
+)  # fmt: skip
 _ALONE = (
     "send_datagrams", "send_bytes", "send_messages", "send_calls", "send_resent", "send_injected",
     "receive_datagrams", "receive_messages", "write_frames", "write_calls", "write_merged", "write_bad_checksum",

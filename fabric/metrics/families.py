@@ -110,7 +110,7 @@ FAMILIES: tuple[Family, ...] = (
         ("flows", "gauge", (), False, "connections in the flow table"),
         ("flow_events", "counter", ("event",), True,
          "what became of connections: inserted, expired, replaced, evicted_closing, evicted_embryonic,"
-         " forgotten (their pod went)"),
+         " evicted_answered, forgotten (their pod went)"),
         ("flow_refused", "counter", ("why",), True, "connections that are not tracked: full, quota"),
         ("flow_fragments_unmatched", "counter", (), True, "later fragments whose first one was not seen before them"),
         ("flow_answered", "counter", (), True, "refused packets of cut connections whose ends were told"),

@@ -86,9 +86,11 @@ class Ground:
 
 
 @contextmanager
-def prepared(policies: Path, pods: Pods, kinds: Sequence[PodKind] = ("tun",)) -> Iterator[Ground]:
-    """Without pods and policies; `check_clean` at the end."""
-    arguments = (f"--policy-dir={policies}",)
+def prepared(
+    policies: Path, pods: Pods, kinds: Sequence[PodKind] = ("tun",), words: Sequence[str] = ()
+) -> Iterator[Ground]:
+    """Without pods and policies, daemons with the flags `words`; `check_clean` at the end."""
+    arguments = (f"--policy-dir={policies}", *words)
     with Lab(nodes=2, pods=0, ipv6=True, mode="veth", daemon_args=arguments) as lab, closing(pods):
         ground = Ground(lab, policies, pods, kinds)
         yield ground

@@ -14,8 +14,10 @@ TIMEOUTS = {
     (TCP, "half-closed"): 120, (TCP, "closed"): 120, (TCP, "reset"): 10, (UDP, "unreplied"): 30, (UDP, "replied"): 120,
     (ICMP, "unreplied"): 30, (ICMP, "replied"): 30,
 }  # fmt: skip
-RANKS = {"closed": 1, "reset": 1, "syn-sent": 2, "syn-received": 2, "picked-up": 2, "unreplied": 2}
+RANKS = {"closed": 1, "reset": 1, "syn-sent": 2, "syn-received": 2, "picked-up": 2, "unreplied": 2, "replied": 3}
 """What makes room: the lower first; a state that is missing here never does."""
+FOR_ITS_OWN = 3
+"""Makes room for flows of the same account only."""
 
 End = tuple[str, int]
 
@@ -100,10 +102,12 @@ class NaiveFlows:
         full = account and sum(1 for flow in self.places if flow and flow.account == account) >= self.quota
         if not full and None in self.places:
             return self.places.index(None)
+        most = FOR_ITS_OWN if full else FOR_ITS_OWN - 1
         worth = [
             (0 if flow.expires <= now else RANKS[flow.state], flow.expires, flow.identity in self.left, i)
             for i, flow in enumerate(self.places)
-            if flow and (flow.expires <= now or flow.state in RANKS) and (not full or flow.account == account)
+            if flow and (flow.expires <= now or RANKS.get(flow.state, most + 1) <= most)
+            and (not full or flow.account == account)
         ]
         return min(worth)[3] if worth else None
 

@@ -16,7 +16,7 @@ from tests.fabric.forward.test_flow_table import ALIEN, PODS, connect, on
 
 FLOWS = 64
 CLIENT, OTHER, SERVER = (PODS[0], 40_000), (PODS[0], 40_001), (ALIEN, 80)
-LAYOUTS = {1: "3800485292b0565c", 2: "d73358f9ed7c9b25"}
+LAYOUTS = {1: "3800485292b0565c", 2: "d73358f9ed7c9b25", 3: "4aef070ae550440e"}
 """By LAYOUT: what `layout_hash` was when it was given."""
 
 

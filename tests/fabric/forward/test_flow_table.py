@@ -148,6 +148,40 @@ def test_a_flood_of_one_pod_leaves_the_others_alone() -> None:
     assert counters["flows"] == sum(held.values())
 
 
+def test_what_a_pod_has_closed_does_not_keep_it_from_new_connections() -> None:
+    """Wherever in the table they lie: a busy pod closes more than its quota in the time that one is remembered."""
+    table = FlowTable(4096)
+    probe = on(table)
+    for port in range(3_000):
+        ends = (PODS[0], 10_000 + port), (ALIEN, 80)
+        connect(probe, *ends, 1, 100)
+        probe.track(make(6, *ends, FIN | ACK), 1, 100)
+        probe.track(make(6, *ends[::-1], FIN | ACK), UNDERLAY, 100)
+    counters = table.counters()
+    assert (counters["flow_inserted"], counters["flow_refused_quota"]) == (3_000, 0)
+    assert (counters["flows"], counters["flow_evicted_closing"]) == (512, 3_000 - 512)
+
+
+def test_answered_datagrams_make_room_within_their_pod_alone() -> None:
+    """A pod that is asked from ever new ports can be asked by connections, too; those are never pushed out."""
+    table = FlowTable(4096)
+    probe = on(table)
+    for number in range(3_000):
+        ends = (ALIEN, 1_000 + number), (PODS[0], 53)
+        probe.track(make(17, *ends), UNDERLAY, 100)
+        probe.track(make(17, *ends[::-1]), 1, 100)
+    for port in range(600):
+        ends = (ALIEN, 10_000 + port), (PODS[0], 80)
+        probe.track(make(6, *ends, SYN), UNDERLAY, 100)
+        probe.track(make(6, *ends[::-1], SYN | ACK), 1, 100)
+        probe.track(make(6, *ends, ACK), UNDERLAY, 100)
+    held = Counter((flow["account"], flow["state"]) for flow in table.dump(10_000, 100))
+    assert held["pod0", "established"] >= 480
+    assert sum(held.values()) == 512
+    assert table.counters()["flow_evicted_answered"] >= 3_000 - 32
+    assert table.counters()["flow_refused_quota"] > 0, "established ones stay"
+
+
 def test_established_flows_outlive_a_flood_without_quota() -> None:
     """Half-open flows push out each other only."""
     table = FlowTable(1024, 1 << 20)
