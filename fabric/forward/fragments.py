@@ -5,8 +5,10 @@ A small table per thread, keyed by source, destination, identification and (IPv4
 reach the same thread: a pod port has one reader, and the queues of the node port and the receive sockets are chosen by
 a hash that leaves the ports of fragments out. Sets of four, the oldest note makes room.
 
-Limits: 256 packets at a time and 30 s; a later fragment that overtakes the first one follows the route alone, or is
-dropped where policy would have to know its ports.
+A later fragment that overtakes the first one follows the route alone; where policy would have to know its ports it
+waits for it (`hold`).
+
+Limits: 256 packets at a time and 30 s.
 """
 
 import cython
@@ -37,6 +39,19 @@ def is_of(note: cython.pointer(FragmentNote), inner: cython.pointer(cython.const
         and note.dst_high == inner.dst_high
         and note.family == inner.family
         and (inner.family == 6 or note.protocol == inner.protocol)
+    )
+
+
+def is_same(one, other):
+    """The key of a note, of two headers."""
+    return (
+        one.fragment_id == other.fragment_id
+        and one.src_low == other.src_low
+        and one.dst_low == other.dst_low
+        and one.src_high == other.src_high
+        and one.dst_high == other.dst_high
+        and one.family == other.family
+        and (one.family == 6 or one.protocol == other.protocol)
     )
 
 

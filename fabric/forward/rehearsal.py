@@ -131,6 +131,7 @@ class Rehearsal:
         i: cython.int
         lane.shared = cython.address(self.shared)
         lane.wake = -1
+        lane.tracker.hold.closed = True
         t.sockets4 = sockets4
         t.sockets6 = sockets6
         t.segmentation = 0

@@ -228,8 +228,14 @@ def probe_on(table: FlowTable, policies: Sequence[Object], packets: list[bytes],
     for name, port in zip("ab", ports[1:], strict=True):
         port.name = name
     own = LocalVtep(ip_address("127.0.0.1"), b"\x02\0\0\0\0\x01", (ip_network("10.244.1.0/24"),))
+    return FlowProbe(snapshot_of(ForwardingState(1, (own,), ()), ports, table, policies, number), packets)
+
+
+def snapshot_of(
+    state: ForwardingState, ports: Sequence[Any], table: FlowTable, policies: Sequence[Object], number: int, port: int = 1
+) -> Snapshot:
+    """What a worker of node 1 would have; `number` is of the rules and of the snapshot, `port` the tunnel's."""
     snapshot, hits = compile_for("node1", policies), RuleHits()
     hits.reserve(snapshot.names.next)
-    enforcement = Enforcement(number, snapshot, False, SERVICE_NETWORKS, hits)
-    state, formats = ForwardingState(1, (own,), ()), {"vxlan": 1, "udp": 2}
-    return FlowProbe(Snapshot(1, state, ports, 1, formats, True, table, enforcement), packets)  # type: ignore[arg-type]
+    enforcement, formats = Enforcement(number, snapshot, False, SERVICE_NETWORKS, hits), {"vxlan": port, "udp": 2}
+    return Snapshot(number, state, ports, 1, formats, True, table, enforcement)
