@@ -232,7 +232,8 @@ def probe_on(table: FlowTable, policies: Sequence[Object], packets: list[bytes],
 
 
 def snapshot_of(
-    state: ForwardingState, ports: Sequence[Any], table: FlowTable, policies: Sequence[Object], number: int, port: int = 1
+    state: ForwardingState, ports: Sequence[Any], table: FlowTable, policies: Sequence[Object], number: int,
+    port: int = 1,
 ) -> Snapshot:
     """What a worker of node 1 would have; `number` is of the rules and of the snapshot, `port` the tunnel's."""
     snapshot, hits = compile_for("node1", policies), RuleHits()

@@ -264,7 +264,7 @@ def body_of(piece: bytes, family: int) -> bytes:
 
 
 def test_threads_that_sleep_lose_what_waits_too_long(cluster: Cluster) -> None:
-    """Counted within seconds though nothing else happens, by the node port's, a pod port's and the underlay's thread."""
+    """Counted within seconds though nothing else happens, whether a port's or the underlay's thread has them."""
     cluster.apply(*(policy(name, ingress=[]) for name in "abc"))
     for by, to in (("a", "b"), ("a", "c"), ("node1", "a")):
         cluster.port(by).peer.inject(cut(4, "outside" if by == "node1" else by, to, 53, 7)[1])
