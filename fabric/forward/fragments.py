@@ -26,11 +26,8 @@ def set_of(inner: cython.pointer(cython.const[Inner])) -> uint32_t:
     return hash % FRAGMENT_SETS * FRAGMENT_WAYS
 
 
-@cython.cfunc
-@cython.inline
-@cython.nogil
-@cython.exceptval(check=False)
-def is_of(note: cython.pointer(FragmentNote), inner: cython.pointer(cython.const[Inner])) -> cython.bint:
+def is_of(note, inner):
+    """Whether the fragment is of the note's packet."""
     return (
         note.id == inner.fragment_id
         and note.src_low == inner.src_low
@@ -39,19 +36,6 @@ def is_of(note: cython.pointer(FragmentNote), inner: cython.pointer(cython.const
         and note.dst_high == inner.dst_high
         and note.family == inner.family
         and (inner.family == 6 or note.protocol == inner.protocol)
-    )
-
-
-def is_same(one, other):
-    """The key of a note, of two headers."""
-    return (
-        one.fragment_id == other.fragment_id
-        and one.src_low == other.src_low
-        and one.dst_low == other.dst_low
-        and one.src_high == other.src_high
-        and one.dst_high == other.dst_high
-        and one.family == other.family
-        and (one.family == 6 or one.protocol == other.protocol)
     )
 
 
@@ -66,16 +50,21 @@ def fragment_note(f, inner, verdict, rules, now):
             break
         if f.notes[i].expires < note.expires:
             note = cython.address(f.notes[i])
+    note_packet(note, inner)
+    note.expires = now + FRAGMENT_SECONDS
+    note.rules = rules
+    note.verdict = cython.cast(uint8_t, verdict)
+
+
+def note_packet(note, inner):
+    """Which packet it is about."""
     note.src_high = inner.src_high
     note.src_low = inner.src_low
     note.dst_high = inner.dst_high
     note.dst_low = inner.dst_low
     note.id = inner.fragment_id
-    note.expires = now + FRAGMENT_SECONDS
-    note.rules = rules
     note.family = inner.family
     note.protocol = inner.protocol
-    note.verdict = cython.cast(uint8_t, verdict)
 
 
 def fragment_verdict(f, inner, rules, now):

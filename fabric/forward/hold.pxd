@@ -1,5 +1,6 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from encap.inner cimport Inner
+from fabric.forward.fragments cimport FragmentNote
 from tun.vnet cimport VnetHeader
 
 cdef enum:
@@ -21,12 +22,11 @@ cdef enum HoldState:
 
 # One fragment, of the slots from `first` on.
 cdef struct Held:
+    FragmentNote note            # of its own expiry; the first fragment's verdict once it is due
     Inner inner
     VnetHeader vnet              # of a port's frame
     uint64_t high                # of a datagram: its outer source
     uint64_t low
-    uint32_t verdict             # of its first fragment, once it is due
-    uint32_t expires             # seconds, monotonic
     uint32_t age                 # the lowest came first
     uint32_t entry               # by which it came in, as in `flow_track`
     uint32_t prefix              # bytes of tunnel headers in front of the packet that are its own
@@ -39,6 +39,7 @@ cdef struct Held:
     uint8_t form
 
 cdef struct HoldRoom:
+    uint64_t salt                # so that nobody can choose what shares a tag
     uint8_t states[HOLD_SLOTS]
     uint32_t tags[HOLD_SLOTS]    # of the datagram, 0: free
     uint32_t sources[HOLD_SLOTS]

@@ -16,14 +16,16 @@ Why so short: Linux waits 30 s (IPv4) or 60 s (IPv6) for the rest of a datagram,
 fragment is held that overtook another one on the same way, which is a matter of milliseconds; the second is for senders
 that lose their turn in between. Every second more is room for orphans.
 
-Limits: the tags of sources are 32-bit hashes, so two sources may share a quota; owners 256 apart share a count.
+Limits: datagrams and sources are counted by hashes of 32 bits with a salt of the room's, so two may share a quota by
+chance; owners 256 apart share a count.
 """
 
 import cython
 from cython.cimports.encap.inner import Inner, mix
-from cython.cimports.fabric.forward.fragments import is_same
-from cython.cimports.libc.stdint import uint8_t, uint32_t
+from cython.cimports.fabric.forward.fragments import is_of, note_packet
+from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
 from cython.cimports.libc.stdlib import calloc, free
+from cython.cimports.posix.time import CLOCK_MONOTONIC, clock_gettime, timespec
 
 
 def hold_close(h):
@@ -36,17 +38,22 @@ def hold_close(h):
 @cython.inline
 @cython.nogil
 @cython.exceptval(check=False)
-def tag_of(inner: cython.pointer(cython.const[Inner]), entry: uint32_t) -> uint32_t:
-    """Of the datagram, never 0."""
-    return mix(inner.src_low ^ inner.fragment_id, inner.dst_low ^ inner.src_high ^ entry) | 1
+def source_of(
+    room: cython.pointer(cython.const[HoldRoom]), inner: cython.pointer(cython.const[Inner])
+) -> uint32_t:
+    return mix(inner.src_high, inner.src_low ^ room.salt) | 1
 
 
 @cython.cfunc
 @cython.inline
 @cython.nogil
 @cython.exceptval(check=False)
-def source_of(inner: cython.pointer(cython.const[Inner])) -> uint32_t:
-    return mix(inner.src_high, inner.src_low) | 1
+def tag_of(
+    room: cython.pointer(cython.const[HoldRoom]), inner: cython.pointer(cython.const[Inner]), entry: uint32_t
+) -> uint32_t:
+    """Of the datagram, never 0."""
+    ends: uint64_t = cython.cast(uint64_t, mix(inner.dst_high ^ entry, inner.dst_low ^ room.salt)) << 32
+    return mix(ends | source_of(room, inner), room.salt ^ inner.fragment_id) | 1
 
 
 @cython.cfunc
@@ -71,15 +78,18 @@ def count_of(numbers: cython.pointer(cython.const[uint32_t]), number: uint32_t) 
 def hold_admits(h, inner, entry):
     """Within the datagram's and the source's share."""
     need: uint32_t = slots_of(inner)
+    made: timespec
     if h.closed:
         return False
     if h.room == cython.NULL:
         h.room = cython.cast(cython.pointer(HoldRoom), calloc(1, cython.sizeof(HoldRoom)))
         if h.room == cython.NULL:
             return False
+        clock_gettime(CLOCK_MONOTONIC, cython.address(made))
+        h.room.salt = cython.cast(uint64_t, made.tv_nsec) << 32 ^ cython.cast(uint64_t, h.room)
     return (
-        count_of(cython.address(h.room.tags[0]), tag_of(inner, entry)) + need <= HOLD_OF_DATAGRAM
-        and count_of(cython.address(h.room.sources[0]), source_of(inner)) + need <= HOLD_OF_SOURCE
+        count_of(cython.address(h.room.tags[0]), tag_of(h.room, inner, entry)) + need <= HOLD_OF_DATAGRAM
+        and count_of(cython.address(h.room.sources[0]), source_of(h.room, inner)) + need <= HOLD_OF_SOURCE
     )
 
 
@@ -101,7 +111,8 @@ def hold_take(h, inner, entry, owner, now):
     held.inner = inner[0]
     held.entry = entry
     held.owner = cython.cast(uint8_t, owner % HOLD_OWNERS)
-    held.expires = now + HOLD_SECONDS
+    note_packet(cython.address(held.note), inner)
+    held.note.expires = now + HOLD_SECONDS
     held.age = h.age
     held.first = cython.cast(uint8_t, i)
     held.count = cython.cast(uint8_t, need)
@@ -110,12 +121,12 @@ def hold_take(h, inner, entry, owner, now):
     held.outer = 0
     for run in range(need):
         room.states[i + run] = HOLD_MORE
-        room.tags[i + run] = tag_of(inner, entry)
-        room.sources[i + run] = source_of(inner)
+        room.tags[i + run] = tag_of(room, inner, entry)
+        room.sources[i + run] = source_of(room, inner)
     room.states[i] = HOLD_WAITING
     room.owned[held.owner] += need
     if h.count == 0:
-        h.soonest = held.expires
+        h.soonest = held.note.expires
     h.age += 1
     h.count += 1
     h.taken += 1
@@ -153,15 +164,15 @@ def is_older(one: cython.pointer(cython.const[Held]), other: cython.pointer(cyth
 def hold_decide(h, inner, entry, verdict):
     """All of the datagram that wait, and those that a first fragment before this one has made due."""
     room: cython.pointer(HoldRoom) = h.room
-    tag: uint32_t = tag_of(inner, entry)
+    tag: uint32_t = tag_of(room, inner, entry)
     i: uint32_t
     for i in range(HOLD_SLOTS):
         if room.tags[i] != tag or (room.states[i] != HOLD_WAITING and room.states[i] != HOLD_DUE):
             continue
-        if room.held[i].entry == entry and is_same(cython.address(room.held[i].inner), inner):
+        if room.held[i].entry == entry and is_of(cython.address(room.held[i].note), inner):
             h.due += room.states[i] == HOLD_WAITING
             room.states[i] = HOLD_DUE
-            room.held[i].verdict = verdict
+            room.held[i].note.verdict = cython.cast(uint8_t, verdict)
 
 
 def hold_oldest(h, state):
@@ -183,8 +194,8 @@ def hold_expired(h, now):
     if h.count == 0 or now < h.soonest:
         return cython.NULL
     held = hold_oldest(h, HOLD_WAITING)
-    if held != cython.NULL and held.expires > now:
-        h.soonest = held.expires
+    if held != cython.NULL and held.note.expires > now:
+        h.soonest = held.note.expires
         return cython.NULL
     return held
 

@@ -9,7 +9,8 @@ and its quota, and what it would have written can be read. VTEPs, routes and rul
 long as we are.
 
 Limits. What one thread alone knows is not seen: the verdicts of first fragments, what waits for them, and how many ICMP
-errors a port has had of late. A later fragment does not wait here, it is dropped at once. A superframe is always cut here, never by the tunnel-GSO TAP, and datagrams do not form trains.
+errors a port has had of late. A later fragment does not wait here, it is dropped at once. A superframe is always cut
+here, never by the tunnel-GSO TAP, and datagrams do not form trains.
 """
 
 import cython

@@ -103,7 +103,7 @@ def release_frames(e, g, position):
         held = hold_oldest(h, HOLD_DUE)
         # Several first fragments in one window may have pushed each other out of the notes.
         fragment_note(
-            cython.address(e.lane.tracker.fragments), cython.address(held.inner), held.verdict, g.rules_number,
+            cython.address(e.lane.tracker.fragments), cython.address(held.inner), held.note.verdict, g.rules_number,
             e.lane.tracker.now,
         )
         frame.inner = held.inner
@@ -133,7 +133,7 @@ def release_datagrams(s, g):
             lose(cython.address(s.lane), g, held)
             continue
         fragment_note(
-            cython.address(s.lane.tracker.fragments), cython.address(held.inner), held.verdict, g.rules_number,
+            cython.address(s.lane.tracker.fragments), cython.address(held.inner), held.note.verdict, g.rules_number,
             s.lane.tracker.now,
         )
         message.family = held.outer

@@ -11,6 +11,7 @@ from scapy.packet import Packet as Scapy
 from scapy.packet import Raw
 
 from fabric.forward.flows import FlowTable
+from fabric.forward.refused import refused_packet
 from tests.fabric.forward.harness import Fabric, wait_for
 from tests.fabric.forward.policed import (
     PASSED,
@@ -266,9 +267,17 @@ def body_of(piece: bytes, family: int) -> bytes:
 def test_threads_that_sleep_lose_what_waits_too_long(cluster: Cluster) -> None:
     """Counted within seconds though nothing else happens, whether a port's or the underlay's thread has them."""
     cluster.apply(*(policy(name, ingress=[]) for name in "abc"))
-    for by, to in (("a", "b"), ("a", "c"), ("node1", "a")):
-        cluster.port(by).peer.inject(cut(4, "outside" if by == "node1" else by, to, 53, 7)[1])
+    nodes = (cluster.one, cluster.two)
+    for node in nodes:
+        node.worker.record_drops(True)
+    pieces = [cut(4, by, to, 53, 7)[1] for by, to in (("a", "b"), ("a", "c"), ("outside", "a"))]
+    for by, piece in zip(("a", "a", "node1"), pieces, strict=True):
+        cluster.port(by).peer.inject(piece)
     wait_for(lambda: cluster.drops() == {"policy_fragment": 3})
+    assert [node.worker.port_counts(0)[4] for node in nodes] == [2, 1]
+    records = [refused_packet(each, ["node", "a", "b"]) for node in nodes for each in node.worker.recorded_drops()[0]]
+    shown = {(each.reason, each.port or each.source) for each in records}
+    assert shown == {("policy_fragment", by) for by in ("a", "node", cluster.one.address)}
 
 
 def test_threads_that_end_lose_what_waits(fabric: Fabric, cluster: Cluster) -> None:
