@@ -47,5 +47,5 @@ TEXTS: dict[str, str] = {
     "POLICY_INGRESS": "a network policy does not let this reach its pod",
     "POLICY_UNKNOWN_POD": "from or to a pod for which no verdicts are compiled yet",
     "POLICY_MISSING": "from or to a pod while no network policy is known",
-    "POLICY_FRAGMENT": "from or to an isolated pod, a later fragment whose first one was not seen",
+    "POLICY_FRAGMENT": "from or to an isolated pod, a later fragment whose first one was not there within 2 s",
 }

@@ -16,7 +16,8 @@ All threads share one flow table (`flows` owns it, `flow_table` reads, `flow_wri
 `flow_state` is the state machine, `flow_key` what a flow is). `flow_track` brings a packet's flow forward and says
 whether the packet is a reply that has to leave by the node port, because its flow came in there and the host's kernel
 may have translated it.
-`fragments` lets later fragments follow the first one.
+`fragments` lets later fragments follow the first one; those that overtake it wait (`hold`, `release`) where policy has
+to know its ports.
 
 Network policy (`fabric.policy`) is asked where a flow begins (`policing`), on the node of either end, and the verdict
 stays in the flow's record: a packet of an established flow costs one comparison of numbers. `enforcement` is what a

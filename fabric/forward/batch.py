@@ -3,6 +3,7 @@
 
 import cython
 from cython.cimports.encap.transmit import flush, transmitter_close, transmitter_open
+from cython.cimports.fabric.forward.hold import hold_close
 from cython.cimports.libc.stdint import uint8_t
 from cython.cimports.libc.stdlib import free, malloc
 from cython.cimports.posix.unistd import close
@@ -23,6 +24,7 @@ def egress_close(e):
     """Free buffers and the epoll set."""
     free(e.arena)
     free(e.side)
+    hold_close(cython.address(e.lane.tracker.hold))
     transmitter_close(cython.address(e.lane.transmitter))
     if e.lane.epoll >= 0:
         close(e.lane.epoll)

@@ -7,12 +7,14 @@ protocols: an ICMP error "administratively prohibited" to the sender, as for any
 """
 
 import cython
-from cython.cimports.encap.inner import IPPROTO_TCP
+from cython.cimports.encap.drops import DropReason
+from cython.cimports.encap.inner import IPPROTO_TCP, Inner
 from cython.cimports.encap.vtep import FORMAT_NONE, FORMAT_VXLAN
 from cython.cimports.encap.vxlan import ENCAPSULATION
 from cython.cimports.fabric.forward.flow_track import ANSWER, BY_NODE_PORT, REFUSED_SHIFT
 from cython.cimports.fabric.forward.icmp import PROHIBITED, build_error
 from cython.cimports.fabric.forward.lane import drop, write_packet
+from cython.cimports.fabric.forward.release import hold_frame
 from cython.cimports.fabric.forward.reset import build_reset
 from cython.cimports.fabric.forward.snapshot import KIND_SHIFT, NODE_PORT, POSITION_MASK, TO_PORT, TO_VTEP
 from cython.cimports.fabric.forward.tunnel import MADE_BUFFER, send_made
@@ -22,17 +24,20 @@ from cython.cimports.routes.fib import NO_ROUTE
 from cython.cimports.tun.vnet import VNET_HEADER_SIZE, VnetHeader
 
 
-def refuse_frame(e, g, position, route, verdict, frame, inner):
-    """Counted, and answered where the flow's policy wants it."""
+def refuse_frame(e, g, position, route, verdict, frame):
+    """Counted, and answered where the flow's policy wants it; a later fragment may wait."""
+    inner: cython.pointer(Inner) = cython.address(frame.inner)
     out = cython.declare(uint8_t[MADE_BUFFER])
     packet: cython.pointer(uint8_t) = cython.address(out[ENCAPSULATION])
     length: uint32_t
+    if verdict >> REFUSED_SHIFT == DropReason.POLICY_FRAGMENT and hold_frame(e, g, position, frame):
+        return False
     drop(cython.address(e.lane), verdict >> REFUSED_SHIFT)
     if verdict & ANSWER:
-        length = build_back(packet, g, frame, inner)
+        length = build_back(packet, g, frame.data, inner)
         if length:
             write_made(cython.address(e.lane), g, position, packet, length)
-        length = build_reset(packet, frame, inner, False)
+        length = build_reset(packet, frame.data, inner, False)
         if length:
             send_on(e, g, position, route, verdict, packet, length, inner)
     return False

@@ -10,7 +10,7 @@ Theory of operation, in the order a frame goes:
 3. `examine` parses it, checks a pod's source address and has the flow's record loaded: records are far from the cache
    between two batches. So up to WINDOW small frames are read before the first is forwarded.
 4. `forward` finds the route (the last destination is remembered) and the flow (`flow_track`), which policy may refuse
-   and whose replies may have to leave by the node port.
+   and whose replies may have to leave by the node port. A fragment may have to wait for the first one (`release`).
 5. `to_tunnel` checks TTL and MTU; a superframe is cut by `cut_superframe` into headers in the side buffer and payload
    pieces in place; a single packet gets its checksum finished and its tunnel header stamped in front of it.
    `to_port` hands a frame, superframes whole, to another port of this node.
@@ -34,7 +34,7 @@ from cython.cimports.fabric.forward.ethernet import unwrap
 from cython.cimports.fabric.forward.flow_track import BY_NODE_PORT, foresee, track, track_batch
 from cython.cimports.fabric.forward.icmp import HOST_UNREACHABLE, NET_UNREACHABLE
 from cython.cimports.fabric.forward.ingress import ingress_turn
-from cython.cimports.fabric.forward.joint import SOCKET_TOKEN, follow, weigh
+from cython.cimports.fabric.forward.joint import SOCKET_TOKEN, follow, patience, weigh
 from cython.cimports.fabric.forward.kernel import (
     EPOLL_CLOEXEC,
     EPOLL_CTL_ADD,
@@ -50,6 +50,7 @@ from cython.cimports.fabric.forward.kernel import (
 from cython.cimports.fabric.forward.lane import PortCount, drop, lane_enter, lane_idle
 from cython.cimports.fabric.forward.local import answer, to_port
 from cython.cimports.fabric.forward.policing import route_to
+from cython.cimports.fabric.forward.release import ALL_EXPIRED, lose_expired, release_frames
 from cython.cimports.fabric.forward.snapshot import (
     BRIDGE_PORT,
     KIND_SHIFT,
@@ -95,8 +96,8 @@ def egress_run(e):
             watch_ports(e, g)
         follow(e)
         lane_idle(cython.address(e.lane))
-        count = epoll_wait(e.lane.epoll, cython.address(events[0]), EVENTS, -1)
-        if count <= 0:
+        count = epoll_wait(e.lane.epoll, cython.address(events[0]), EVENTS, patience(e))
+        if count < 0:
             if e.lane.epoll < 0:
                 # No descriptor is left for the new set: try again soon.
                 poll(cython.NULL, 0, RETRY_MS)
@@ -105,7 +106,10 @@ def egress_run(e):
         g = lane_enter(cython.address(e.lane))
         if g != cython.NULL:
             track_batch(cython.address(e.lane.tracker), g)
-        sockets = False
+            if e.lane.tracker.hold.count:
+                lose_expired(cython.address(e.lane), g, e.lane.tracker.now)
+        # Nothing for a while: perhaps something of the ingress thread's expires.
+        sockets = count == 0 and e.lane.shared.joint
         before = e.lane.packets
         for i in range(count):
             if events[i].data.u32 == WAKE:
@@ -120,6 +124,9 @@ def egress_run(e):
             e.joint_turns += 1
             packets += ingress_turn(e.ingress)
         weigh(e, packets)
+    lose_expired(cython.address(e.lane), cython.NULL, ALL_EXPIRED)
+    if e.lane.shared.joint:
+        lose_expired(cython.address(e.ingress.lane), cython.NULL, ALL_EXPIRED)
     lane_idle(cython.address(e.lane))
 
 
@@ -241,6 +248,8 @@ def forward_waiting(e, g, position):
         elif ring != cython.NULL and e.lane.refused:
             ring_record(ring, FROM_PORT, e.lane.refused, position, frame.data, frame.length)
     e.waiting = 0
+    if e.lane.tracker.hold.due:
+        release_frames(e, g, position)
 
 
 def route_of(e, g, inner):
@@ -282,10 +291,15 @@ def examine(e, g, position, data, length, frame):
 def egress_frame(e, g, position, data, length, vnet):
     """Forward one frame of a port; True when the arena must keep it until the flush."""
     frame: Frame
+    kept: cython.bint
     frame.vnet = vnet[0]
-    return examine(e, g, position, data, length, cython.address(frame)) and forward(
+    kept = examine(e, g, position, data, length, cython.address(frame)) and forward(
         e, g, position, cython.address(frame)
     )
+    if e.lane.tracker.hold.due:
+        release_frames(e, g, position)
+        return False
+    return kept
 
 
 def forward(e, g, position, frame):
@@ -302,7 +316,7 @@ def forward(e, g, position, frame):
     if g.flows != cython.NULL:
         verdict = track(cython.address(e.lane.tracker), g, inner, frame.data, port.account, frame.hash)
         if verdict > BY_NODE_PORT:
-            return refuse_frame(e, g, position, route, verdict, frame.data, inner)
+            return refuse_frame(e, g, position, route, verdict, frame)
         if verdict == BY_NODE_PORT:
             to_port(e, g, position, 0, frame.data, inner, vnet)
             return False
@@ -332,7 +346,7 @@ def no_route(e, g, position, frame):
                 cython.address(e.lane.tracker), g, inner, frame.data, g.ports[position].account, frame.hash
             )
             if verdict > BY_NODE_PORT:
-                return refuse_frame(e, g, position, cython.cast(uint32_t, NO_ROUTE), verdict, frame.data, inner)
+                return refuse_frame(e, g, position, cython.cast(uint32_t, NO_ROUTE), verdict, frame)
         to_port(e, g, position, 0, frame.data, inner, cython.address(frame.vnet))
         return False
     drop(cython.address(e.lane), DropReason.NO_ROUTE)

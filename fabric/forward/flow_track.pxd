@@ -6,6 +6,7 @@ from fabric.forward.flow_state cimport TCP_FIN, TCP_RST, TCP_SYN
 from fabric.forward.flow_table cimport Bucket, Flow, FlowRest, Found, look_ahead
 from fabric.forward.flow_write cimport Insertion
 from fabric.forward.fragments cimport Fragments
+from fabric.forward.hold cimport Hold
 from fabric.forward.icmp cimport IcmpLimiter
 from fabric.forward.kernel cimport RELAXED, atomic_load
 from fabric.forward.snapshot cimport Generation
@@ -41,6 +42,7 @@ cdef struct FlowMemo:
 cdef struct Tracker:
     uint32_t now                 # seconds, monotonic, of this batch
     FlowMemo memo
+    Hold hold
     Fragments fragments
     Denials denials
     IcmpLimiter limiter          # of answers to packets of cut flows, by their accounts
@@ -49,6 +51,8 @@ cdef void track_batch(Tracker* k, const Generation* g) noexcept nogil
 cdef uint32_t track_flow(Tracker* k, const Generation* g, const Inner* inner, const uint8_t* packet,
                          uint32_t entry, uint64_t hash) noexcept nogil
 cdef uint32_t track_fragment(Tracker* k, const Generation* g, const Inner* inner, uint32_t entry) noexcept nogil
+# Note that a later fragment is refused without a verdict on its flow.
+cdef void deny(Tracker* k, const Inner* inner, uint8_t reason) noexcept nogil
 cdef uint32_t track_icmp(Tracker* k, const Generation* g, const Inner* inner, const uint8_t* packet,
                          uint32_t entry) noexcept nogil
 cdef uint32_t track_error(Tracker* k, const Generation* g, const Inner* inner, const uint8_t* packet,

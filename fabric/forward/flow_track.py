@@ -56,6 +56,7 @@ from cython.cimports.fabric.forward.flow_table import (
 )
 from cython.cimports.fabric.forward.flow_write import PLACED, REFUSED, flow_insert, flow_store, flow_sweep
 from cython.cimports.fabric.forward.fragments import UNMATCHED, fragment_note, fragment_verdict
+from cython.cimports.fabric.forward.hold import hold_decide
 from cython.cimports.fabric.forward.policing import ask, ask_again, ask_fragment, may_report, police, police_fragment
 from cython.cimports.fabric.forward.snapshot import KIND_SHIFT, POSITION_MASK, TO_PORT
 from cython.cimports.fabric.forward.standing import cut_verdict, goes_on, judge_again, pass_second, record, set_rules
@@ -94,21 +95,28 @@ def track_flow(k, g, inner, packet, entry, hash):
     if inner.fragment != WHOLE:
         # Later ones are not answered: they quote no ports.
         fragment_note(cython.address(k.fragments), inner, verdict & ~ANSWER, g.rules_number, k.now)
+        if k.hold.count:
+            hold_decide(cython.address(k.hold), inner, entry, verdict & ~ANSWER)
     return verdict
 
 
 def track_fragment(k, g, inner, entry):
-    """A later fragment shares the lot of the first one."""
+    """A later fragment shares the lot of the first one. POLICY_FRAGMENT: it may wait for that (`release`)."""
     reason: uint8_t
-    question: Question
     verdict: uint32_t = fragment_verdict(cython.address(k.fragments), inner, g.rules_number, k.now)
     if verdict != UNMATCHED:
         return verdict
     reason = police_fragment(g, inner, entry)
-    if reason != DropReason.PASS:
-        ask_fragment(inner, cython.address(question))
-        note_denial(cython.address(k.denials), cython.address(question), reason, NOBODY, k.now)
+    if reason != DropReason.PASS and reason != DropReason.POLICY_FRAGMENT:
+        deny(k, inner, reason)
     return cython.cast(uint32_t, reason) << REFUSED_SHIFT
+
+
+def deny(k, inner, reason):
+    """For the sample of what policy refuses."""
+    question: Question
+    ask_fragment(inner, cython.address(question))
+    note_denial(cython.address(k.denials), cython.address(question), reason, NOBODY, k.now)
 
 
 def track_icmp(k, g, inner, packet, entry):

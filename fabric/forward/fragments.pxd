@@ -24,6 +24,8 @@ cdef struct Fragments:
     FragmentNote notes[FRAGMENT_SETS * FRAGMENT_WAYS]
     uint64_t unmatched           # later fragments whose first one was not seen
 
+cdef bint is_of(const FragmentNote* note, const Inner* inner) noexcept nogil
+cdef void note_packet(FragmentNote* note, const Inner* inner) noexcept nogil
 cdef void fragment_note(Fragments* f, const Inner* inner, uint32_t verdict, uint32_t rules, uint32_t now) noexcept nogil
 # Verdict of the first fragment under these rules, UNMATCHED when it was not seen.
 cdef uint32_t fragment_verdict(Fragments* f, const Inner* inner, uint32_t rules, uint32_t now) noexcept nogil

@@ -5,8 +5,10 @@ A small table per thread, keyed by source, destination, identification and (IPv4
 reach the same thread: a pod port has one reader, and the queues of the node port and the receive sockets are chosen by
 a hash that leaves the ports of fragments out. Sets of four, the oldest note makes room.
 
-Limits: 256 packets at a time and 30 s; a later fragment that overtakes the first one follows the route alone, or is
-dropped where policy would have to know its ports.
+A later fragment that overtakes the first one follows the route alone; where policy would have to know its ports it
+waits for it (`hold`).
+
+Limits: 256 packets at a time and 30 s.
 """
 
 import cython
@@ -24,11 +26,8 @@ def set_of(inner: cython.pointer(cython.const[Inner])) -> uint32_t:
     return hash % FRAGMENT_SETS * FRAGMENT_WAYS
 
 
-@cython.cfunc
-@cython.inline
-@cython.nogil
-@cython.exceptval(check=False)
-def is_of(note: cython.pointer(FragmentNote), inner: cython.pointer(cython.const[Inner])) -> cython.bint:
+def is_of(note, inner):
+    """Whether the fragment is of the note's packet."""
     return (
         note.id == inner.fragment_id
         and note.src_low == inner.src_low
@@ -51,16 +50,21 @@ def fragment_note(f, inner, verdict, rules, now):
             break
         if f.notes[i].expires < note.expires:
             note = cython.address(f.notes[i])
+    note_packet(note, inner)
+    note.expires = now + FRAGMENT_SECONDS
+    note.rules = rules
+    note.verdict = cython.cast(uint8_t, verdict)
+
+
+def note_packet(note, inner):
+    """Which packet it is about."""
     note.src_high = inner.src_high
     note.src_low = inner.src_low
     note.dst_high = inner.dst_high
     note.dst_low = inner.dst_low
     note.id = inner.fragment_id
-    note.expires = now + FRAGMENT_SECONDS
-    note.rules = rules
     note.family = inner.family
     note.protocol = inner.protocol
-    note.verdict = cython.cast(uint8_t, verdict)
 
 
 def fragment_verdict(f, inner, rules, now):

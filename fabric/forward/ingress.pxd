@@ -61,6 +61,7 @@ cdef void refuse_message(Ingress* s, const Message* m, uint8_t form, int reason)
 cdef void refuse(Ingress* s, const Arrival* a, int reason) noexcept nogil
 # Forward what waits; before the messages' memory is used again.
 cdef void settle(Ingress* s, const Generation* g) noexcept nogil
+cdef void settle_one(Ingress* s, const Generation* g, Arrival* a) noexcept nogil
 cdef int forward(Ingress* s, const Generation* g, Arrival* a) noexcept nogil
 cdef int hand_over(Ingress* s, const Generation* g, uint32_t position, uint8_t* packet, Inner* inner,
                    uint32_t gso_size) noexcept nogil

@@ -11,7 +11,7 @@ Theory of operation, in the order a datagram goes:
 4. `forward` applies the outer ECN field. `admit` holds the packet to what this VTEP may send (the inner source must
    route back to it) and to what lives here (the inner destination must be a local port): nothing is ever sent back to
    the underlay. Policy may refuse its flow; a reply of a flow that entered by the node port goes there instead
-   (`flow_track`).
+   (`flow_track`). A fragment may have to wait for the first one (`release`).
 5. `hand_over` lowers the TTL in front of a pod port and gives the packet to the merger, which joins segments of a
    flow into superframes across everything one drain has received, and writes.
 
@@ -44,6 +44,7 @@ from cython.cimports.fabric.forward.drop_ring import ring_record_from
 from cython.cimports.fabric.forward.ethernet import deliver
 from cython.cimports.fabric.forward.flow_table import UNDERLAY_ENTRY
 from cython.cimports.fabric.forward.flow_track import ANSWER, BY_NODE_PORT, REFUSED_SHIFT, track, track_batch
+from cython.cimports.fabric.forward.hold import HOLD_MS, hold_close
 from cython.cimports.fabric.forward.icmp import PACKET_TOO_BIG, TIME_EXCEEDED, allow, build_error
 from cython.cimports.fabric.forward.joint import offer, park
 from cython.cimports.fabric.forward.kernel import (
@@ -58,6 +59,7 @@ from cython.cimports.fabric.forward.kernel import (
     epoll_wait,
 )
 from cython.cimports.fabric.forward.lane import PortCount, lane_enter, lane_idle, monotonic
+from cython.cimports.fabric.forward.release import ALL_EXPIRED, hold_datagram, lose_expired, release_datagrams
 from cython.cimports.fabric.forward.snapshot import POD_PORT, Generation, PortEntry
 from cython.cimports.fabric.forward.tunnel import MADE_BUFFER, send_made
 from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
@@ -80,6 +82,7 @@ def ingress_close(s):
     """Free buffers and the epoll set."""
     receiver_close(cython.address(s.receiver))
     transmitter_close(cython.address(s.lane.transmitter))
+    hold_close(cython.address(s.lane.tracker.hold))
     if s.lane.epoll >= 0:
         close(s.lane.epoll)
 
@@ -121,13 +124,15 @@ def ingress_run(s):
             park(s)
             continue
         watch_sockets(s)
-        count = epoll_wait(s.lane.epoll, cython.address(events[0]), 8, -1)
-        if count <= 0:
+        count = epoll_wait(s.lane.epoll, cython.address(events[0]), 8, HOLD_MS if s.lane.tracker.hold.count else -1)
+        if count < 0:
             continue
         for i in range(count):
             if events[i].data.u32 == WAKE:
                 read(s.lane.wake, cython.address(token), 8)
         offer(s, ingress_turn(s))
+    if not s.lane.shared.joint:
+        lose_expired(cython.address(s.lane), cython.NULL, ALL_EXPIRED)
 
 
 def ingress_turn(s):
@@ -156,6 +161,8 @@ def drain_sockets(s, g):
     k: uint32_t
     turn: uint32_t
     track_batch(cython.address(s.lane.tracker), g)
+    if s.lane.tracker.hold.count:
+        lose_expired(cython.address(s.lane), g, s.lane.tracker.now)
     for turn in range(s.watched):
         k = (s.turn + turn) % s.watched
         while first < RECEIVE_BUFFERS:
@@ -259,22 +266,26 @@ def refuse(s, a, reason):
 
 def settle(s, g):
     """What waits is forwarded, in order, or counted as dropped."""
-    arrival: cython.pointer(Arrival)
-    reason: cython.int
     i: uint32_t
     for i in range(s.waiting):
-        arrival = cython.address(s.arrivals[i])
-        s.target = NO_TARGET
-        reason = forward(s, g, arrival)
-        if reason != DropReason.PASS:
-            refuse(s, arrival, reason)
-            if s.target != NO_TARGET:
-                s.lane.ports[g.ports[s.target].slot].drops += 1
+        settle_one(s, g, cython.address(s.arrivals[i]))
     s.waiting = 0
+    if s.lane.tracker.hold.due:
+        release_datagrams(s, g)
+
+
+def settle_one(s, g, a):
+    """One of them."""
+    s.target = NO_TARGET
+    reason: cython.int = forward(s, g, a)
+    if reason != DropReason.PASS:
+        refuse(s, a, reason)
+        if s.target != NO_TARGET:
+            s.lane.ports[g.ports[s.target].slot].drops += 1
 
 
 def forward(s, g, a):
-    """One datagram that has been checked: PASS when handed over, else the drop reason."""
+    """One datagram that has been checked: PASS when handed over or held, else the drop reason."""
     inner: cython.pointer(Inner) = cython.address(a.inner)
     verdict: uint32_t
     ecn: cython.int
@@ -291,6 +302,8 @@ def forward(s, g, a):
     if g.flows != cython.NULL:
         verdict = track(cython.address(s.lane.tracker), g, inner, a.packet, UNDERLAY_ENTRY, a.hash)
         if verdict > BY_NODE_PORT:
+            if verdict >> REFUSED_SHIFT == DropReason.POLICY_FRAGMENT and hold_datagram(s, g, a):
+                return DropReason.PASS
             if verdict & ANSWER:
                 answer_cut(s, g, cython.address(g.vteps.vteps[a.position]), verdict, a.packet, inner)
             return verdict >> REFUSED_SHIFT

@@ -8,6 +8,8 @@ cdef enum:
 
 # Egress thread: have the sockets in its epoll set while it serves both directions, and only then.
 cdef void follow(Egress* e) noexcept nogil
+# Egress thread: how long it may sleep, in milliseconds; -1: for ever.
+cdef int patience(Egress* e) noexcept nogil
 # Egress thread: after a turn of so many packets of its own.
 cdef void weigh(Egress* e, uint64_t packets) noexcept nogil
 # Ingress thread: after a turn of so many datagrams; hands its sockets over when both directions have been calm.

@@ -18,6 +18,7 @@ keeps two threads. A turn is heavy from HEAVY packets on, segments of superframe
 
 import cython
 from cython.cimports.encap.net import POLLIN, poll, pollfd
+from cython.cimports.fabric.forward.hold import HOLD_MS
 from cython.cimports.fabric.forward.kernel import (
     EPOLL_CTL_ADD,
     EPOLL_CTL_DEL,
@@ -65,6 +66,13 @@ def follow(e):
     while e.joined > wanted:
         e.joined -= 1
         epoll_ctl(e.lane.epoll, EPOLL_CTL_DEL, shared.sockets[e.joined], cython.NULL)
+
+
+def patience(e):
+    """Fragments that wait are to be lost in time, the ingress thread's too while it is parked."""
+    if e.lane.tracker.hold.count or (e.lane.shared.joint and e.ingress.lane.tracker.hold.count):
+        return HOLD_MS
+    return -1
 
 
 def weigh(e, packets):

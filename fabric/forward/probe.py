@@ -21,9 +21,10 @@ from cython.cimports.fabric.forward.icmp import ICMP_BUFFER, PROHIBITED, build_e
 from cython.cimports.fabric.forward.ingress import Ingress, ingress_close, ingress_open, settle, take_message
 from cython.cimports.fabric.forward.lane import Lane
 from cython.cimports.fabric.forward.mutate import Corpus, draw, mutate, pick_seed, repair
+from cython.cimports.fabric.forward.release import lose_expired
 from cython.cimports.fabric.forward.reset import build_reset
 from cython.cimports.fabric.forward.snapshot import Generation
-from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
+from cython.cimports.libc.stdint import int64_t, uint8_t, uint32_t, uint64_t
 from cython.cimports.libc.stdlib import calloc, free, malloc
 from cython.cimports.libc.string import memcpy, memset
 from cython.cimports.tun.merge import merge_flush
@@ -91,7 +92,7 @@ def answers_hold(packet, inner):
 def feed_message(s, message, payload):
     """One message from a block of its own size; number of datagrams, or -1 when the accounts do not balance."""
     before: uint64_t = s.datagrams
-    settled: uint64_t = s.lane.packets + refused(cython.address(s.lane), False)
+    settled: uint64_t = s.lane.packets + refused(cython.address(s.lane), False) + s.lane.tracker.hold.count
     data: cython.pointer(uint8_t) = cython.cast(
         cython.pointer(uint8_t), malloc(message.length if message.length else 1)
     )
@@ -103,7 +104,10 @@ def feed_message(s, message, payload):
     settle(s, cython.cast(cython.pointer(Generation), s.lane.shared.current))
     merge_flush(cython.address(s.merger))
     free(data)
-    if s.lane.packets + refused(cython.address(s.lane), False) - settled != s.datagrams - before:
+    if (
+        s.lane.packets + refused(cython.address(s.lane), False) + s.lane.tracker.hold.count - settled
+        != s.datagrams - before
+    ):
         return -1
     return cython.cast(cython.int, s.datagrams - before)
 
@@ -142,9 +146,11 @@ def ingress_case(s, state, corpus, scratch):
 
 
 def feed_frame(e, position, frame, length, vnet):
-    """One frame of a port; 1 when it was forwarded, 0 when dropped, -1 when the accounts do not balance."""
+    """One frame of a port, and those that waited for it; 1 when any was forwarded, 0 when not, -1 when the accounts do
+    not balance."""
     packets: uint64_t = e.lane.packets
-    drops: uint64_t = refused(cython.address(e.lane), True)
+    settled: uint64_t = refused(cython.address(e.lane), True) + e.lane.tracker.hold.count
+    forwarded: int64_t
     block: cython.pointer(uint8_t) = cython.cast(cython.pointer(uint8_t), malloc(HEADROOM + length))
     if block == cython.NULL:
         return -1
@@ -155,8 +161,10 @@ def feed_frame(e, position, frame, length, vnet):
     egress_flush(e)
     free(block)
     packets = e.lane.packets - packets
-    drops = refused(cython.address(e.lane), True) - drops
-    if (packets > 0) == (drops > 0) or drops > 1:
+    # A superframe or a packet that is cut counts as many, so only whether there were any can be compared.
+    settled = refused(cython.address(e.lane), True) + e.lane.tracker.hold.count - settled
+    forwarded = 1 - cython.cast(int64_t, settled)
+    if forwarded < 0 or (packets > 0) != (forwarded > 0):
         return -1
     return 1 if packets else 0
 
@@ -249,6 +257,18 @@ class Probe:
             raise AssertionError("a frame was neither forwarded nor dropped once")
         return difference(before, self.egress_counts())
 
+    def set_clock(self, seconds: int) -> None:
+        """The time of both halves, which stands still otherwise; what has waited too long by then is dropped."""
+        for lane in range(2):
+            half = cython.address(self.egress.lane) if lane else cython.address(self.ingress.lane)
+            half.tracker.now = seconds
+            lose_expired(half, cython.cast(cython.pointer(Generation), self.shared.current), seconds)
+
+    def swap(self, snapshot: Snapshot) -> None:
+        """From the next input on."""
+        self.snapshot = snapshot
+        self.shared.current = cython.cast(uint64_t, cython.address(snapshot.generation))
+
     def ingress_counts(self) -> dict:
         """Everything the ingress half has counted, by reason."""
         return lane_counts(cython.address(self.ingress.lane))
@@ -280,6 +300,7 @@ def difference(before: dict, after: dict) -> dict:
 def lane_counts(lane: cython.pointer(Lane)) -> dict:
     out: dict = {name: lane.drops[value] for value, name in enumerate(NAMES)}
     out["pass"] = lane.packets
+    out["held"] = lane.tracker.hold.count
     return out
 
 

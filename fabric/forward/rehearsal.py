@@ -8,8 +8,9 @@ for the two buckets where the packet's flow belongs and those where its pod woul
 were, so the packet finds its flow, its neighbours and its quota, and what it would have written can be read. VTEPs,
 routes and rules are the snapshot's, which is alive as long as we are.
 
-Limits. What one thread alone knows is not seen: the verdicts of first fragments, and how many ICMP errors a port has
-had of late. A superframe is always cut here, never by the tunnel-GSO TAP, and datagrams do not form trains.
+Limits. What one thread alone knows is not seen: the verdicts of first fragments, what waits for them, and how many ICMP
+errors a port has had of late. A later fragment does not wait here, it is dropped at once. A superframe is always cut
+here, never by the tunnel-GSO TAP, and datagrams do not form trains.
 """
 
 import cython
@@ -133,6 +134,7 @@ class Rehearsal:
         i: cython.int
         lane.shared = cython.address(self.shared)
         lane.wake = -1
+        lane.tracker.hold.closed = True
         t.sockets4 = sockets4
         t.sockets6 = sockets6
         t.segmentation = 0

@@ -253,6 +253,7 @@ class Worker:
             self.egress.lane.tracker.fragments.unmatched + self.ingress.lane.tracker.fragments.unmatched
         )
         first, second = cython.address(self.egress.lane.tracker), cython.address(self.ingress.lane.tracker)
+        out["flow_fragments_held"] = first.hold.taken + second.hold.taken
         out["flow_answered"] = first.limiter.sent + second.limiter.sent
         out["flow_answers_limited"] = first.limiter.limited + second.limiter.limited
         out.update(self._drops())

@@ -17,8 +17,8 @@ _FLOW_EVENTS = (
 _ALONE = (
     "send_datagrams", "send_bytes", "send_messages", "send_calls", "send_resent", "send_injected",
     "receive_datagrams", "receive_messages", "write_frames", "write_calls", "write_merged", "write_bad_checksum",
-    "joint_turns", "flows", "flow_fragments_unmatched", "flow_answered", "flow_answers_limited", "pods_waiting",
-    "pods_lost",
+    "joint_turns", "flows", "flow_fragments_unmatched", "flow_fragments_held", "flow_answered", "flow_answers_limited",
+    "pods_waiting", "pods_lost",
 )  # fmt: skip
 KNOWN: Mapping[str, tuple[str, tuple[str, ...]]] = {
     **{

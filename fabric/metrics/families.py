@@ -113,6 +113,7 @@ FAMILIES: tuple[Family, ...] = (
          " evicted_answered, forgotten (their pod went)"),
         ("flow_refused", "counter", ("why",), True, "connections that are not tracked: full, quota"),
         ("flow_fragments_unmatched", "counter", (), True, "later fragments whose first one was not seen before them"),
+        ("flow_fragments_held", "counter", (), True, "those that waited for it, as policy has to know its ports"),
         ("flow_answered", "counter", (), True, "refused packets of cut connections whose ends were told"),
         ("flow_answers_limited", "counter", (), True, "those not answered because of the limit"),
     ),

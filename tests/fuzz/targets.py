@@ -149,7 +149,7 @@ TARGETS: dict[str, tuple[Callable[[int, int], Counts], int, set[str]]] = {
     "parser": (parser, 20_000_000, INNER),
     "decapsulation-by-host": (decapsulation_by_host, 5_000_000, OUTER | INNER | ROUTED),
     "split": (split, 300_000, set()),
-    "decapsulation-policed": (decapsulation_policed, 5_000_000, INNER | {"policy_ingress", "policy_fragment"}),
+    "decapsulation-policed": (decapsulation_policed, 5_000_000, INNER | {"policy_ingress", "policy_fragment", "held"}),
     "egress-by-host": (egress_by_host, 1_000_000, INNER | {"no_route", "not_unicast", "source_spoofed", "pod_to_vtep"}),
-    "egress-policed": (egress_policed, 1_000_000, INNER | {"not_unicast", "policy_egress", "policy_fragment"}),
+    "egress-policed": (egress_policed, 1_000_000, INNER | {"not_unicast", "policy_egress", "policy_fragment", "held"}),
 }

@@ -216,14 +216,28 @@ def assert_whole(watch: Watch, family: int, messages: list[bytes]) -> None:
 @VICTIMS
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("order", ["in order", "interleaved", "first one first"])
+@pytest.mark.parametrize("order", ["in order", "interleaved", "first one first", "backwards", "shuffled"])
 def test_honest_fragments_reach_a_closed_pod(attacker: Attacker, order: str, family: int, size: int) -> None:
-    """All of them and every byte, as long as the first one is not overtaken."""
+    """All of them and every byte: those that overtake the first one wait for it."""
     messages, pieces = honest(attacker, family, size, 4 if order == "interleaved" else 1)
     packets = [piece for turn in zip(*pieces, strict=True) for piece in turn]
     if order == "first one first":
         packets[1:] = packets[:0:-1]
-    assert_whole(attacker.run(family, packets), family, messages)
+    assert_whole(attacker.run(family, in_this(order, size, packets)), family, messages)
+
+
+def in_this(order: str, seed: int, packets: list[bytes]) -> list[bytes]:
+    if order == "backwards":
+        return packets[::-1]
+    return random.Random(seed).sample(packets, len(packets)) if order == "shuffled" else packets
+
+
+@VICTIMS
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("order", ["backwards", "shuffled"])
+def test_a_large_datagram_to_a_closed_port(attacker: Attacker, order: str, family: int) -> None:
+    t = attacker.ends(family)
+    assert_nothing(attacker.run(family, in_this(order, 1, t.pieces(t.bad(SIZES[-1]), 1360))))
 
 
 @VICTIMS
@@ -235,10 +249,7 @@ def test_honest_fragments_in_any_order(policed: PolicyLab, victim: str, order: s
     open_all(policed)
     with closing(Attacker(policed.lab.pod(ATTACKER), policed.lab.pod(victim))) as sender:
         messages, pieces = honest(sender, family, size)
-        packets = pieces[0][::-1]
-        if order == "shuffled":
-            random.Random(size).shuffle(packets)
-        assert_whole(sender.run(family, packets), family, messages)
+        assert_whole(sender.run(family, in_this(order, size, pieces[0])), family, messages)
 
 
 # Of the captures, whichever protocol they carry. From most of the others Linux puts nothing together.

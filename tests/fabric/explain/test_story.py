@@ -106,7 +106,7 @@ def test_words(cluster: Cluster, tables: LiveTables, name: str) -> None:
         assert text in step(told, which) if text else not step(told, which), told["steps"]
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name not in NOT_OF_A_PORT])
+@pytest.mark.parametrize("name", [name for name in CASES if name not in (*NOT_OF_A_PORT, "later fragment")])
 def test_it_comes_true(cluster: Cluster, tables: LiveTables, name: str) -> None:
     """The worker then does the same with the same bytes: delivers these, or counts this reason."""
     data, by, verdict, reason, _ = CASES[name]

@@ -243,9 +243,20 @@ def probe_on(
     for name, port in zip("ab", ports[1:], strict=True):
         port.name = name
     own = LocalVtep(ip_address("127.0.0.1"), b"\x02\0\0\0\0\x01", (ip_network("10.244.1.0/24"),))
-    if enforcement is None:
-        snapshot, hits = compile_for("node1", policies), RuleHits()
-        hits.reserve(snapshot.names.next)
-        enforcement = Enforcement(number, snapshot, False, SERVICE_NETWORKS, hits)
-    state, formats = ForwardingState(1, (own,), ()), {"vxlan": 1, "udp": 2}
-    return FlowProbe(Snapshot(1, state, ports, 1, formats, True, table, enforcement), packets)  # type: ignore[arg-type]
+    state = ForwardingState(1, (own,), ())
+    return FlowProbe(snapshot_of(state, ports, table, enforcement or enforced(policies, number)), packets)
+
+
+def enforced(policies: Sequence[Object], number: int) -> Enforcement:
+    """What node 1 enforces of `policies`."""
+    snapshot, hits = compile_for("node1", policies), RuleHits()
+    hits.reserve(snapshot.names.next)
+    return Enforcement(number, snapshot, False, SERVICE_NETWORKS, hits)
+
+
+def snapshot_of(
+    state: ForwardingState, ports: Sequence[Any], table: FlowTable, enforcement: Enforcement, number: int = 1,
+    port: int = 1,
+) -> Snapshot:
+    """What a worker of node 1 would have; `port` is the tunnel's."""
+    return Snapshot(number, state, ports, 1, {"vxlan": port, "udp": 2}, True, table, enforcement)

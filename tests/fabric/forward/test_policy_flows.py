@@ -11,7 +11,8 @@ from scapy.packet import Packet as Scapy
 from scapy.packet import Raw
 
 from fabric.forward.flows import FlowTable
-from tests.fabric.forward.harness import Fabric
+from fabric.forward.refused import refused_packet
+from tests.fabric.forward.harness import Fabric, wait_for
 from tests.fabric.forward.policed import (
     PASSED,
     Cluster,
@@ -238,26 +239,57 @@ def test_fragments_share_the_lot_of_the_first(cluster: Cluster, server: str, fam
 @SERVERS
 @pytest.mark.parametrize("order", list(permutations(range(3))))
 def test_no_order_of_fragments_gets_past(cluster: Cluster, order: tuple[int, ...], server: str, family: int) -> None:
-    """Of a denied datagram nothing arrives; of an allowed one what comes after its first fragment."""
+    """Of a denied datagram nothing arrives, of an allowed one all: what overtakes the first fragment waits for it."""
     cluster.apply(policy(server, ingress=[allow("a", "UDP", 53)]))
     denied, allowed = (cut(family, "a", server, port, port) for port in (54, 53))
-    for _ in range(2):
-        assert PASSED not in [cluster.give(denied[i], "a", server) for i in order]
-    found = [cluster.give(allowed[i], "a", server) for i in order]
-    assert found == ["policy_fragment"] * order.index(0) + [PASSED] * (3 - order.index(0))
+    arrived: list[bytes] = []
+    for number, pieces in enumerate([denied, denied, allowed]):
+        for i in order:
+            cluster.port("a").peer.inject(pieces[i])
+        refused = 3 * min(number + 1, 2)
+
+        def settled(all_of: int = 3 * (number + 1)) -> bool:
+            arrived.extend(frame for _, frame in cluster.port(server).take_all())
+            return len(arrived) + sum(cluster.drops().values()) == all_of
+
+        wait_for(settled)
+        assert cluster.drops() == {INGRESS: refused}
+    found, wanted = ([body_of(piece, family) for piece in pieces] for pieces in (arrived, allowed))
+    assert found[0] == wanted[0]
+    assert sorted(found) == sorted(wanted)
 
 
-@FAMILIES
-@SERVERS
-def test_a_later_fragment_alone_is_dropped_where_a_pod_is_isolated(cluster: Cluster, server: str, family: int) -> None:
-    pieces = cut(family, "a", server, 53, 7)
-    cluster.apply(policy(server, ingress=[allow("a", "UDP", 53)]))
-    assert cluster.give(pieces[1], "a", server) == "policy_fragment"
-    assert [cluster.give(piece, "a", server) for piece in pieces] == [PASSED] * 3, "once the first was seen"
-    cluster.apply(policy("a", egress=[allow(server, "UDP", 53)]))
-    assert cluster.give(pieces[2], "a", server) == "policy_fragment", "the verdict was that of other rules"
-    cluster.apply()
-    assert cluster.give(pieces[2], "a", server) == PASSED, "nothing isolates them"
+def body_of(piece: bytes, family: int) -> bytes:
+    """What no router changes: all behind the IP header."""
+    return piece[20 if family == 4 else 40 :]
+
+
+def test_threads_that_sleep_lose_what_waits_too_long(cluster: Cluster) -> None:
+    """Counted within seconds though nothing else happens, whether a port's or the underlay's thread has them."""
+    cluster.apply(*(policy(name, ingress=[]) for name in "abc"))
+    nodes = (cluster.one, cluster.two)
+    for node in nodes:
+        node.worker.record_drops(True)
+    pieces = [cut(4, by, to, 53, 7)[1] for by, to in (("a", "b"), ("a", "c"), ("outside", "a"))]
+    for by, piece in zip(("a", "a", "node1"), pieces, strict=True):
+        cluster.port(by).peer.inject(piece)
+    wait_for(lambda: cluster.drops() == {"policy_fragment": 3})
+    assert [node.worker.port_counts(0)[4] for node in nodes] == [2, 1]
+    records = [refused_packet(each, ["node", "a", "b"]) for node in nodes for each in node.worker.recorded_drops()[0]]
+    shown = {(each.reason, each.port or each.source) for each in records}
+    assert shown == {("policy_fragment", by) for by in ("a", "node", cluster.one.address)}
+
+
+def test_threads_that_end_lose_what_waits(fabric: Fabric, cluster: Cluster) -> None:
+    cluster.apply(policy("b", ingress=[]), policy("c", ingress=[]))
+    for to in "bc":
+        cluster.port("a").peer.inject(cut(4, "a", to, 53, 7)[1])
+    wait_for(lambda: sum(node.count("flow_fragments_held") for node in fabric.nodes) == 2)
+    for node in fabric.nodes:
+        node.worker.stop()
+        for thread in node.threads:
+            thread.join()
+    assert cluster.drops() == {"policy_fragment": 2}
 
 
 def test_a_second_first_fragment_changes_no_ports(cluster: Cluster) -> None:

@@ -1,0 +1,1 @@
+# No Python API: C functions only, declared in the .pxd.
