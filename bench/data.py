@@ -19,7 +19,7 @@ from encap.vtep import VtepTable
 from encap.vxlan import encapsulate
 from fabric.forward.enforcement import Enforcement, RuleHits
 from fabric.forward.flows import FlowTable
-from fabric.forward.snapshot import Snapshot, to_vtep
+from fabric.forward.snapshot import Snapshot, compile_tables, to_vtep
 from fabric.model import Address, ForwardingState, LocalVtep, Peer
 from fabric.policy import Namespace, Node, Pod, PolicySnapshot, compile_policies
 from routes.fib import Fib
@@ -95,7 +95,9 @@ def snapshot(
     """
     ports, formats = [FakePort((fd,), features)], {"vxlan": port, "udp": 8285}
     flows = FlowTable(MOST_FLOWS) if tracking else None
-    return Snapshot(1, state(peers, base), ports, 1, formats, True, flows, enforcement(rules))  # type: ignore[arg-type]
+    world, slots = state(peers, base), {f"peer{i}": i for i in range(1, peers + 1)}  # each is counted, as in a daemon
+    tables = compile_tables(world, formats, ports, slots)  # type: ignore[arg-type]
+    return Snapshot(1, world, ports, 1, formats, True, flows, enforcement(rules), tables)  # type: ignore[arg-type]
 
 
 def enforcement(rules: int | None) -> Enforcement | None:
@@ -200,7 +202,7 @@ def datagrams_from(peers: int) -> list[tuple[bytes, int]]:
 def table(peers: int) -> VtepTable:
     """VTEPs of `peers` peers."""
     return VtepTable(
-        (f"peer{i}", peer_underlay(i), PORT, peer_mac(i), OWN_MAC, 1450, "vxlan", VNI, ("vxlan",), False)
+        (f"peer{i}", peer_underlay(i), PORT, peer_mac(i), OWN_MAC, 1450, "vxlan", VNI, ("vxlan",), False, i)
         for i in range(1, peers + 1)
     )
 

@@ -1,7 +1,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from posix.uio cimport iovec
 from encap.net cimport mmsghdr
-from encap.vtep cimport Vtep
+from encap.vtep cimport Carried, Vtep
 
 cdef enum:
     MAX_PAYLOAD = 65487          # UDP payload of one send that fits IPv4 and IPv6
@@ -42,6 +42,7 @@ cdef struct Transmitter:
     uint64_t sends               # messages handed to the kernel
     uint64_t calls               # system calls
     uint64_t resent              # messages sent again datagram by datagram
+    Carried* carried             # by the VTEP's slot: what the kernel took
 
 cdef int transmitter_open(Transmitter* t, uint64_t* drops) noexcept nogil
 cdef void transmitter_close(Transmitter* t) noexcept nogil
@@ -55,5 +56,6 @@ cdef void flush_queue(Transmitter* t, SendQueue* q) noexcept nogil
 cdef void start_message(Transmitter* t, SendQueue* q, const Vtep* vtep, uint8_t ecn, uint32_t size) noexcept nogil
 cdef void append_iovec(SendQueue* q, uint32_t m, uint8_t* data, uint32_t length) noexcept nogil
 cdef void finish_message(Transmitter* t, SendQueue* q, uint32_t m) noexcept nogil
+cdef void count_sent(Transmitter* t, const Vtep* vtep, uint32_t segments, uint32_t size) noexcept nogil
 cdef void send_singly(Transmitter* t, SendQueue* q, uint32_t m) noexcept nogil
 cdef int reason_of(int error) noexcept nogil

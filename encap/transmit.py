@@ -32,6 +32,8 @@ from cython.cimports.encap.net import (
     sendmmsg,
     sendmsg,
 )
+from cython.cimports.encap.vtep import FORMAT_VXLAN, PEER_SLOTS, Carried
+from cython.cimports.encap.vxlan import ENCAPSULATION
 from cython.cimports.libc.errno import (
     EAGAIN,
     EHOSTUNREACH,
@@ -55,7 +57,8 @@ def transmitter_open(t, drops):
     """Allocate the queues; 0 or -1. The owner then sets fds and counts."""
     i: cython.int
     t.queues = cython.cast(cython.pointer(SendQueue), calloc(2 * MAX_QUEUES, cython.sizeof(SendQueue)))
-    if t.queues == cython.NULL:
+    t.carried = cython.cast(cython.pointer(Carried), calloc(PEER_SLOTS, cython.sizeof(Carried)))
+    if t.queues == cython.NULL or t.carried == cython.NULL:
         return -1
     t.drops = drops
     t.dirty = 0
@@ -69,7 +72,9 @@ def transmitter_open(t, drops):
 def transmitter_close(t):
     """Free the queues; sockets belong to the owner."""
     free(t.queues)
+    free(t.carried)
     t.queues = cython.NULL
+    t.carried = cython.NULL
 
 
 def queue_for(t, family, hash):
@@ -202,8 +207,7 @@ def flush_queue(t, q):
         t.calls += 1
         if n > 0:
             for m in range(sent, sent + n):
-                t.datagrams += q.segments[m]
-                t.bytes += q.bytes[m]
+                count_sent(t, q.vtep[m], q.segments[m], q.bytes[m])
             t.sends += n
             sent += n
             waited = False
@@ -227,6 +231,15 @@ def flush_queue(t, q):
     q.count = 0
     q.iovecs = 0
     t.dirty &= ~(cython.cast(uint64_t, 1) << (q - t.queues))
+
+
+def count_sent(t, vtep, segments, size):
+    """So many datagrams of `size` bytes together have left for a VTEP, whose record the send has just read."""
+    carried: cython.pointer(Carried) = cython.address(t.carried[vtep.slot])
+    t.datagrams += segments
+    t.bytes += size
+    carried.packets += segments
+    carried.bytes += size - (segments * ENCAPSULATION if vtep.format == FORMAT_VXLAN else 0)
 
 
 def send_singly(t, q, m):
@@ -266,8 +279,7 @@ def send_singly(t, q, m):
         if sendmsg(q.fd, cython.address(message), MSG_DONTWAIT) < 0:
             t.drops[reason_of(errno)] += 1
         else:
-            t.datagrams += 1
-            t.bytes += size
+            count_sent(t, q.vtep[m], 1, size)
             t.sends += 1
         left -= size
 

@@ -6,13 +6,15 @@ cdef enum:
     FORMAT_UDP = 1
     FORMAT_NONE = 2              # not sent to by us, only accepted from
     SOCKADDR_SIZE = 28
+    PEER_SLOTS = 8192            # VTEPs that are counted one by one; slot 0 is all others'
 
 # One remote VTEP as the hot path needs it.
 cdef struct Vtep:
     uint8_t format               # FORMAT_VXLAN, FORMAT_UDP (flannel's headerless format) or FORMAT_NONE
     uint8_t family               # of the underlay: 4 or 6
     uint16_t mtu                 # largest inner IP packet
-    uint32_t address_length      # of the socket address
+    uint16_t address_length      # of the socket address
+    uint16_t slot                # where it is counted (Carried), the same for as long as it is a peer
     uint8_t address[SOCKADDR_SIZE]   # struct sockaddr_in or sockaddr_in6, port included
     uint8_t header[22]           # VXLAN and inner Ethernet header, ready to copy
     uint8_t mac[6]               # the only inner source accepted, unless `any_mac`
@@ -21,6 +23,11 @@ cdef struct Vtep:
     uint8_t any_mac
     uint64_t high                # underlay address: IPv4 in low, high = 0
     uint64_t low
+
+# What one thread has carried to or from one VTEP: inner packets, a superframe's segments one by one, and their bytes.
+cdef struct Carried:
+    uint64_t packets
+    uint64_t bytes
 
 cdef struct VtepArray:
     uint32_t count               # places in vteps; the free ones among them are zero and not in the index

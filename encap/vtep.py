@@ -56,12 +56,12 @@ def size_for(count: int) -> int:
 
 @cython.cclass
 class VtepTable:
-    """Built from `(name, underlay address, port, mac, own_mac, mtu, format, vni, accepts, any_mac)` tuples; position =
-    order given.
+    """Built from `(name, underlay address, port, mac, own_mac, mtu, format, vni, accepts, any_mac, slot)` tuples;
+    position = order given.
 
     `format` is what we send: "vxlan", "udp", or None for nothing; `accepts` holds the formats that are taken. With
     `any_mac` any unicast inner source MAC but our own is accepted, not `mac` only. Raises ValueError for a second VTEP
-    with the same underlay address.
+    with the same underlay address, or a slot that there is not.
     """
 
     def __cinit__(self, entries):
@@ -123,7 +123,7 @@ class VtepTable:
                 self._index(position)
 
     def _place(self, position, row):
-        name, address, port, mac, own_mac, mtu, form, vni, accepts, any_mac = row
+        name, address, port, mac, own_mac, mtu, form, vni, accepts, any_mac, slot = row
         vtep: cython.pointer(Vtep) = cython.address(self.table.vteps[position])
         raw: bytes = socket_address(address, port)
         if vtep.family:
@@ -134,6 +134,9 @@ class VtepTable:
         vtep.mtu = mtu
         vtep.address_length = len(raw)
         memcpy(vtep.address, cython.cast(cython.p_uchar, raw), len(raw))
+        if not 0 <= slot < PEER_SLOTS:
+            raise ValueError(f"VTEP {name}: there is no slot {slot}")
+        vtep.slot = slot
         if len(mac) != 6 or len(own_mac) != 6:
             raise ValueError(f"VTEP {name}: a MAC has 6 bytes")
         memcpy(vtep.mac, cython.cast(cython.p_uchar, mac), 6)

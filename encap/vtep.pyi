@@ -2,7 +2,7 @@ from collections.abc import Collection, Iterable
 from ipaddress import IPv4Address, IPv6Address
 
 Address = IPv4Address | IPv6Address
-Row = tuple[str, Address, int, bytes, bytes, int, str | None, int, Collection[str], bool]
+Row = tuple[str, Address, int, bytes, bytes, int, str | None, int, Collection[str], bool, int]
 
 def socket_address(address: Address, port: int) -> bytes: ...
 

@@ -44,6 +44,7 @@ def view(before: Look, after: Look) -> dict[str, Any]:
     names = Names(after.pods, after.peers)
     by_pod, by_peer = _owners(after.flows, names)
     traffic = {item["name"]: item.get("traffic") for item in before.pods}
+    carried = {peer["key"]: peer.get("traffic") for peer in before.peers}
     status = after.status
     problems = [line for part in ("health", "kernel", "firewall") for line in status[part]["problems"]]
     return {
@@ -65,22 +66,24 @@ def view(before: Look, after: Look) -> dict[str, Any]:
         },
         "peers": [
             {"node": _peer(peer), "state": peer["state"], "way": peer["way"], "subnets": list(peer["subnets"]),
-             "flows": by_peer[_peer(peer)]}
+             "flows": by_peer[_peer(peer)],
+             "rates": _rates(carried.get(peer["key"]), peer.get("traffic"), seconds)}
             for peer in after.peers
         ],
         "pods": [
             {"name": name_of_pod(item), "kind": item["kind"], "addresses": list(item["addresses"]),
              "problem": item["problem"], "flows": by_pod[name_of_pod(item)],
-             "rates": _pod_rates(traffic.get(item["name"]), item.get("traffic"), seconds)}
+             "rates": _rates(traffic.get(item["name"]), item.get("traffic"), seconds)}
             for item in after.pods
         ],
     }  # fmt: skip
 
 
-def _pod_rates(
+def _rates(
     before: Mapping[str, int] | None, after: Mapping[str, int] | None, seconds: float
 ) -> dict[str, float] | None:
-    """What a port's pod sent and got per second (`from` it, `to` it), and drops; None where it is not counted."""
+    """What a port's pod or a peer sent and got per second (`from` it, `to` it), and a port's drops; None where that is
+    not counted."""
     if after is None:
         return None
     return {name: round(max(0, value - (before or {}).get(name, 0)) / seconds, 1) for name, value in after.items()}

@@ -103,7 +103,7 @@ def leases(result: Sequence[Mapping[str, Any]]) -> Table:
 
 def peers(result: Sequence[Mapping[str, Any]]) -> Table:
     """One row per lease."""
-    table = grid("subnet", "public IP", "way", "MAC", "lease ends", "state")
+    table = grid("subnet", "public IP", "way", "MAC", "lease ends", "sent", "received", "state")
     for peer in result:
         table.add_row(
             text(", ".join(peer["subnets"]) or peer["key"]),
@@ -111,6 +111,7 @@ def peers(result: Sequence[Mapping[str, Any]]) -> Table:
             text(peer["way"]),
             ", ".join(peer.get("macs", [])),
             _until(peer.get("expires")),
+            *_carried(peer.get("traffic"), "packets", ("to", "from")),
             _state(peer),
         )
     return table
@@ -153,10 +154,15 @@ def pods(result: Sequence[Mapping[str, Any]]) -> Table:
 
 def _traffic(counts: Mapping[str, int] | None) -> tuple[str, str, str]:
     """Bytes and frames from a pod and to it, and drops; nothing for a pod that passes no worker."""
+    return *_carried(counts, "frames", ("from", "to")), f"{counts['drops']:,}" if counts is not None else ""
+
+
+def _carried(counts: Mapping[str, int] | None, unit: str, ways: tuple[str, str]) -> tuple[str, str]:
+    """Bytes and their packets or frames both ways, nothing where none are counted."""
     if counts is None:
-        return "", "", ""
-    sent, received = (f"{decimal(counts[f'bytes_{way}'])} ({counts[f'frames_{way}']:,})" for way in ("from", "to"))
-    return sent, received, f"{counts['drops']:,}"
+        return "", ""
+    one, other = (f"{decimal(counts[f'bytes_{way}'])} ({counts[f'{unit}_{way}']:,})" for way in ways)
+    return one, other
 
 
 def print_policies(result: Mapping[str, Any], console: Console | None = None) -> None:

@@ -21,7 +21,8 @@ from fabric.control_client import ControlClient
 MAX_FLOWS = 20_000
 """Connections that are looked at for one picture."""
 ROWS = 12
-RATES = ("bit/s out", "bit/s in", "drops/s")
+RATES = ("bit/s out", "bit/s in")
+DROPS = "drops/s"
 
 
 @click.command()
@@ -113,10 +114,13 @@ def _lists(view: Mapping[str, Any], most: int) -> Iterator[Table | Text]:
         ("peer", view["peers"], ("node", "way", "subnets", "state")),
     )
     for title, items, columns in kinds:
-        made = tables.grid(title, "way", "addresses", "state", "connections", *(RATES if title == "pod" else ()))
+        pods = title == "pod"
+        made = tables.grid(title, "way", "addresses", "state", "connections", *RATES, *((DROPS,) if pods else ()))
         for item in sorted(items, key=_busiest, reverse=True)[:most]:
             cells = (", ".join(item[name]) if isinstance(item[name], list) else item[name] for name in columns)
-            made.add_row(*map(tables.text, cells), f"{item['flows']:,}", *_traffic(item.get("rates")))
+            # Out is what this node's pods send, of a pod and of a peer.
+            traffic = _traffic(item.get("rates"), ("from", "to") if pods else ("to", "from"))
+            made.add_row(*map(tables.text, cells), f"{item['flows']:,}", *traffic)
         yield made
         if len(items) > most:
             yield Text(f"and {len(items) - most} more")
@@ -128,11 +132,12 @@ def _busiest(item: Mapping[str, Any]) -> tuple[float, int]:
     return found.get("bytes_from", 0) + found.get("bytes_to", 0), item["flows"]
 
 
-def _traffic(found: Mapping[str, float] | None) -> tuple[str, ...]:
-    """Cells of RATES, none where they are not known."""
+def _traffic(found: Mapping[str, float] | None, ways: tuple[str, str]) -> tuple[str, ...]:
+    """Cells of RATES and, of a pod, DROPS; none where they are not known."""
     if not found:
         return ()
-    return _si(found["bytes_from"] * 8), _si(found["bytes_to"] * 8), _si(found["drops"])
+    drops = (_si(found["drops"]),) if "drops" in found else ()
+    return (*(_si(found[f"bytes_{way}"] * 8) for way in ways), *drops)
 
 
 def _si(value: float) -> str:

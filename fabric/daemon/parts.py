@@ -85,6 +85,9 @@ class Dataplane(Ports, Protocol):
     def counters(self) -> dict[str, int]:
         """Counters by flat name."""
 
+    def peer_counters(self) -> dict[str, dict[str, int]]:
+        """What has been carried to and from each peer, by its name."""
+
     def set_policy(self, snapshot: PolicySnapshot | None, staged: PolicySnapshot | None = None) -> None:
         """Judge by `snapshot` from now on; None: nothing is known, and if policy is required pods stay closed.
         `staged`: count what that would do."""

@@ -134,17 +134,21 @@ def leases(node: Node) -> list[dict[str, Any]]:
 
 
 def peers(node: Node) -> list[dict[str, Any]]:
-    """One object per foreign lease, the unreadable ones included: how it is reached, or why it is not."""
+    """One object per foreign lease, the unreadable ones included: how it is reached, or why it is not.
+
+    `traffic` is what the data path has carried to and from it; None where it carries nothing.
+    """
     remembered = node.cluster.table.remembered()
+    counts = node.forwarding.dataplane.peer_counters()
     found = [
-        _peer(verdict, verdict.lease.key in remembered)
+        {**_peer(verdict, verdict.lease.key in remembered), "traffic": _traffic(verdict.lease, counts)}
         for verdict in (node.forwarding.outcome.verdicts if node.forwarding.outcome else ())
     ]
     known = {item["key"] for item in found}
     for key, reason in node.cluster.table.problems().items():
         if key not in known:
             bad = {"key": key, "state": "malformed", "reason": reason, "way": "", "subnets": [], "public": []}
-            found.append(bad)
+            found.append({**bad, "traffic": None})
     return found
 
 
@@ -270,6 +274,12 @@ def _store(node: Node) -> dict[str, Any]:
 def _peer(verdict: Verdict, remembered: bool) -> dict[str, Any]:
     state = "quarantined" if not verdict.used else "remembered" if remembered else "used"
     return {**_lease(verdict.lease), "state": state, "reason": verdict.reason, "way": verdict.way}
+
+
+def _traffic(lease: Lease, counts: Mapping[str, Mapping[str, int]]) -> dict[str, int] | None:
+    """Of a lease's subnets together: the data path has one peer for each."""
+    found = [counts[name] for subnet in (lease.subnet, lease.ipv6_subnet) if subnet and (name := str(subnet)) in counts]
+    return {name: sum(each[name] for each in found) for name in found[0]} if found else None
 
 
 def _lease(lease: Lease) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 from fabric.errors import DataplaneError
 from fabric.forward import kept, node_device, pod_device
 from fabric.forward.flow_memory import FlowMemory
+from fabric.forward.peer_counts import PeerCounts
 from fabric.forward.policies import Denied, Policies
 from fabric.forward.ports import WorkerPort
 from fabric.forward.refused import refused_packet
@@ -63,6 +64,7 @@ class Dataplane:
         self._snapshot: Snapshot | None = None
         self._generation = 0
         self._tables = Tables()
+        self._peers = PeerCounts()
         self._ports_version = 0
         self._offloads: dict[str, bool] = {}
         self._past: Counter[str] = Counter()  # counted by workers that were replaced
@@ -233,6 +235,10 @@ class Dataplane:
         """By port name, "node" among them: frames and bytes from it and to it, drops (`WorkerPort.COUNTS`)."""
         return {port.name: dict(zip(port.COUNTS, port.counted(self._workers), strict=True)) for port in self._ports}
 
+    def peer_counters(self) -> dict[str, dict[str, int]]:
+        """By peer name: packets to it and from it and their bytes (`PeerCounts.COUNTS`)."""
+        return self._peers.counted(self._workers)
+
     # --- snapshot ---
 
     def apply(self, state: ForwardingState) -> None:
@@ -263,12 +269,13 @@ class Dataplane:
         if self._state is None or not self._ports:
             return
         self._generation += 1
+        slots = self._peers.place(self._state.peers, self._workers)
         try:
             ports = self.settings.ports
             snapshot = Snapshot(
                 self._generation, self._state, self._ports, self._ports_version, ports,
                 self.settings.reserved_bits == "strict", self._flows, self._policies.enforcement(self._ports_version),
-                self._tables.compile(self._state, ports, self._ports),
+                self._tables.compile(self._state, ports, self._ports, slots),
             )
         except ValueError as error:
             raise DataplaneError(f"peers cannot be compiled, keeping the last ones: {error}") from None
@@ -368,6 +375,7 @@ class Dataplane:
             thread.join(timeout=5)
         for port in self._ports:
             port.before = port.counted(self._workers)
+        self._peers.keep(self._workers)
         for worker in self._workers:
             self._past.update(worker.counters())
             self._past_lost += worker.recorded_drops()[1]

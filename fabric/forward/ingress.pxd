@@ -1,7 +1,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from encap.inner cimport Inner
 from encap.receive cimport RECEIVE_BUFFERS, Message, Receiver
-from encap.vtep cimport Vtep
+from encap.vtep cimport PEER_SLOTS, Carried, Vtep
 from fabric.forward.lane cimport Lane
 from fabric.forward.snapshot cimport Generation, PortEntry
 from tun.merge cimport Merger
@@ -45,6 +45,7 @@ cdef struct Ingress:
     uint64_t last_dst_low
     uint32_t last_target
     uint32_t target              # port position of the datagram at hand
+    Carried carried[PEER_SLOTS]  # by the VTEP's slot: packets handed over; resident as they are used
 
 cdef int ingress_open(Ingress* s) noexcept nogil
 cdef void ingress_close(Ingress* s) noexcept nogil

@@ -345,17 +345,11 @@ def hand_over(s, g, position, packet, inner, gso_size):
         return DropReason.TOO_BIG
     if port.ethernet:
         if deliver(cython.address(s.lane), port, packet, inner, gso_size):
-            s.lane.packets += 1
-            s.lane.bytes += inner.length
-            count.frames_to += 1
-            count.bytes_to += inner.length
+            count_taken(s, vtep.slot, count, inner.length)
         else:
             count.drops += 1
         return DropReason.PASS
-    s.lane.packets += 1
-    s.lane.bytes += inner.length
-    count.frames_to += 1
-    count.bytes_to += inner.length
+    count_taken(s, vtep.slot, count, inner.length)
     if gso_size:
         s.lane.superframes += 1
         merge_superframe(
@@ -365,6 +359,22 @@ def hand_over(s, g, position, packet, inner, gso_size):
     else:
         merge_add(cython.address(s.merger), fd, port.features, position, packet, inner.length)
     return DropReason.PASS
+
+
+@cython.cfunc
+@cython.inline
+@cython.nogil
+@cython.exceptval(check=False)
+def count_taken(
+    s: cython.pointer(Ingress), slot: uint32_t, count: cython.pointer(PortCount), size: uint32_t
+) -> cython.void:
+    """A packet for a port, from the VTEP that is counted in this slot."""
+    s.lane.packets += 1
+    s.lane.bytes += size
+    s.carried[slot].packets += 1
+    s.carried[slot].bytes += size
+    count.frames_to += 1
+    count.bytes_to += size
 
 
 def answer_peer(s, g, vtep, packet, inner, kind, mtu):

@@ -19,7 +19,7 @@ import cython
 from cython.cimports.encap.bytes import store16, store32, store64
 from cython.cimports.encap.checksum import fold, header_sum
 from cython.cimports.encap.transmit import SendQueue, queue_for
-from cython.cimports.encap.vtep import FORMAT_VXLAN
+from cython.cimports.encap.vtep import FORMAT_VXLAN, Carried
 from cython.cimports.encap.vxlan import ENCAPSULATION, stamp
 from cython.cimports.fabric.forward.batch import Link
 from cython.cimports.fabric.forward.lane import write_frame
@@ -37,6 +37,8 @@ def inject_superframe(e, g, vtep, frame, inner, s, vnet):
     header = cython.declare(uint8_t[INJECT_HEADER])
     tunnel = cython.declare(uint8_t[TUNNEL_VNET])
     outer: uint32_t
+    size: uint32_t
+    carried: cython.pointer(Carried)
     udp_length: uint32_t = 8 + ENCAPSULATION + inner.length
     q: cython.pointer(SendQueue) = queue_for(cython.address(e.lane.transmitter), vtep.family, inner.hash)
     if q == cython.NULL or udp_length + 20 > 65535 or not vnet.flags & VNET_NEEDS_CSUM or not linked(e, vtep):
@@ -58,9 +60,13 @@ def inject_superframe(e, g, vtep, frame, inner, s, vnet):
             e.tap = -1
         return False
     e.injected += 1
+    size = inner.length + (s.segments - 1) * s.header_length
     e.lane.packets += s.segments
-    e.lane.bytes += inner.length
+    e.lane.bytes += size
     e.lane.superframes += 1
+    carried = cython.address(e.lane.transmitter.carried[vtep.slot])
+    carried.packets += s.segments
+    carried.bytes += size
     return True
 
 

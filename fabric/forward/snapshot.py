@@ -17,6 +17,7 @@ from fabric.forward.flows import FlowTable
 from routes.fib import Fib
 
 LOW = (1 << 64) - 1
+NO_SLOTS: dict = {}
 
 
 def to_vtep(position: int) -> int:
@@ -34,14 +35,15 @@ def to_port(position: int) -> int:
     return TO_PORT << KIND_SHIFT | position
 
 
-def compile_tables(state, tunnel_ports, ports):
+def compile_tables(state, tunnel_ports, ports, slots=NO_SLOTS):
     """(VtepTable, Fib) of a `ForwardingState` and its ports; `ports[0]` is the node port.
 
+    `slots` are the peers' by name (`forward.peer_counts`); without any all are counted together.
     A local prefix or pod address wins over a peer's prefix of the same length only by being longer: the calculation
     graph has removed overlaps before.
     """
     peers = served(state)
-    vteps = VtepTable(vtep_row(state, tunnel_ports, peer) for peer in peers)
+    vteps = VtepTable(vtep_row(state, tunnel_ports, peer, slots) for peer in peers)
     routes = {}
     for position, peer in enumerate(peers):
         routes.update(peer_routes(peer, position))
@@ -55,12 +57,12 @@ def served(state):
     return [peer for peer in state.peers if peer.underlay.version in versions]
 
 
-def vtep_row(state, tunnel_ports, peer):
+def vtep_row(state, tunnel_ports, peer, slots):
     """What `VtepTable` has to know of a peer that is served."""
     own_mac = next(vtep.mac for vtep in reversed(state.vteps) if vtep.underlay.version == peer.underlay.version)
     port = tunnel_ports.get(peer.encapsulation, 0)
     return (peer.name, peer.underlay, port, peer.mac, own_mac, peer.mtu, peer.encapsulation, state.vni, peer.accepts,
-            peer.any_mac)  # fmt: skip
+            peer.any_mac, slots.get(peer.name, 0))  # fmt: skip
 
 
 def peer_routes(peer, position):

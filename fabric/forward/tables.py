@@ -24,6 +24,8 @@ MOST = 64
 SPARE = 64
 """Free positions in the table of VTEPs beyond which it is compiled whole, unless most are taken."""
 TunnelPorts = Mapping[Encapsulation, int]
+Slots = Mapping[str, int]
+NO_SLOTS: Slots = {}
 
 
 class Tables:
@@ -33,12 +35,15 @@ class Tables:
         self._last: _Compiled | None = None
 
     def compile(
-        self, state: ForwardingState, tunnel_ports: TunnelPorts, ports: Sequence[WorkerPort]
+        self, state: ForwardingState, tunnel_ports: TunnelPorts, ports: Sequence[WorkerPort], slots: Slots = NO_SLOTS
     ) -> tuple[VtepTable, Fib]:
-        """The tables for `state`. Raises ValueError for one that cannot be compiled; the next call starts afresh."""
+        """The tables for `state`. Raises ValueError for one that cannot be compiled; the next call starts afresh.
+
+        `slots` are the peers' by name, the same ones for as long as a peer stays.
+        """
         last, self._last = self._last, None  # a patch that fails half-way leaves it in pieces
-        if last is None or not last.can_become(state, tunnel_ports) or not last.become(state, ports):
-            last = _Compiled(state, tunnel_ports, ports)
+        if last is None or not last.can_become(state, tunnel_ports) or not last.become(state, ports, slots):
+            last = _Compiled(state, tunnel_ports, ports, slots)
         self._last = last
         return last.vteps, last.fib
 
@@ -46,8 +51,10 @@ class Tables:
 class _Compiled:
     """Tables with their parts. `positions` are the peers' by identity, `routes` those to peers, `local` all others."""
 
-    def __init__(self, state: ForwardingState, tunnel_ports: TunnelPorts, ports: Sequence[WorkerPort]) -> None:
-        self.vteps, self.fib = compile_tables(state, tunnel_ports, ports)
+    def __init__(
+        self, state: ForwardingState, tunnel_ports: TunnelPorts, ports: Sequence[WorkerPort], slots: Slots
+    ) -> None:
+        self.vteps, self.fib = compile_tables(state, tunnel_ports, ports, slots)
         self._state = state
         self._tunnel_ports = dict(tunnel_ports)
         self._places = _places(state.vteps, ports)
@@ -68,7 +75,7 @@ class _Compiled:
         same = (state.vni, state.vteps) == (self._state.vni, self._state.vteps) and tunnel_ports == self._tunnel_ports
         return same and not self._shared and len(self._free) <= max(SPARE, len(self._positions))
 
-    def become(self, state: ForwardingState, ports: Sequence[WorkerPort]) -> bool:
+    def become(self, state: ForwardingState, ports: Sequence[WorkerPort], slots: Slots) -> bool:
         """Go over to the tables of `state`. False where they have to be compiled; this object is of no more use then.
 
         Raises ValueError for two VTEPs with one address."""
@@ -88,7 +95,7 @@ class _Compiled:
             self._routes.update(peer_routes(peer, position))
             touched.update(peer.prefixes)
         if leave or enter:
-            rows = [(position, vtep_row(state, self._tunnel_ports, peer)) for position, peer in enter]
+            rows = [(position, vtep_row(state, self._tunnel_ports, peer, slots)) for position, peer in enter]
             self.vteps = self.vteps.patched(leave, rows)
         self._route(touched)
         return True

@@ -215,6 +215,15 @@ class Worker:
             e.drops + s.drops,
         )
 
+    def peer_counts(self, slot: int) -> tuple:
+        """What both threads have carried to and from the VTEP of a slot since the start: see `PeerCounts.COUNTS`.
+
+        What the ingress thread sends are ICMP errors of its own, which count nowhere.
+        """
+        sent = cython.address(self.egress.lane.transmitter.carried[cython.cast(cython.uint, slot)])
+        taken = cython.address(self.ingress.carried[cython.cast(cython.uint, slot)])
+        return sent.packets, sent.bytes, taken.packets, taken.bytes
+
     def counters(self) -> dict:
         """All counters of both threads by name; drops as `drop_<reason>`.
 

@@ -75,6 +75,7 @@ def _peers(peers: Sequence[Mapping[str, Any]]) -> Iterator[Reading]:
         yield Reading("peer_info", (peer["key"], peer.get("node", ""), public, peer["way"], peer["state"]), 1)
         if peer.get("expires") is not None:
             yield Reading("peer_lease_expiry_timestamp_seconds", (peer["key"],), peer["expires"])
+        yield from _carried("peer", "packets", peer["key"], peer.get("traffic"))
     for state, count in states.items():
         yield Reading("peers", (state,), count)
 
@@ -87,19 +88,21 @@ def _pods(pods: Sequence[Mapping[str, Any]]) -> Iterator[Reading]:
         labels = (item["name"], pod["namespace"], pod["name"], item["kind"], ",".join(item["addresses"]))
         yield Reading("pod_info", labels, 1)
         yield Reading("pod_problem", (item["name"],), float(bool(item["problem"])))
-        yield from _traffic(item["name"], item.get("traffic"))
+        traffic = item.get("traffic")
+        yield from _carried("pod", "frames", item["name"], traffic)
+        if traffic is not None:
+            yield Reading("pod_drops", (item["name"],), traffic["drops"])
     for kind, count in kinds.items():
         yield Reading("pods", (kind,), count)
 
 
-def _traffic(port: str, counts: Mapping[str, int] | None) -> Iterator[Reading]:
-    """What a port's pod sent and got; a pod that the kernel connects passes no worker and has none."""
+def _carried(what: str, unit: str, name: str, counts: Mapping[str, int] | None) -> Iterator[Reading]:
+    """What came from a peer or a port's pod and went to it; None where that passes no worker."""
     if counts is None:
         return
-    for unit in ("frames", "bytes"):
+    for each in (unit, "bytes"):
         for direction in ("from", "to"):
-            yield Reading(f"pod_{unit}", (port, direction), counts[f"{unit}_{direction}"])
-    yield Reading("pod_drops", (port,), counts["drops"])
+            yield Reading(f"{what}_{each}", (name, direction), counts[f"{each}_{direction}"])
 
 
 def _policy(policy: PolicyReport) -> Iterator[Reading]:

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from encap.vtep import VtepTable, socket_address
 
 Address = IPv4Address | IPv6Address
-Row = tuple[str, Address, int, bytes, bytes, int, str, int, tuple[str, ...], bool]
+Row = tuple[str, Address, int, bytes, bytes, int, str, int, tuple[str, ...], bool, int]
 MAC, OWN = b"\x02\0\0\0\0\x01", b"\x02\0\0\0\0\x02"
 addresses = st.ip_addresses() | st.integers(0, 300).map(IPv4Address) | st.integers(0, 300).map(IPv6Address)
 
 
 def entry(name: str, address: Address, mac: bytes = MAC) -> Row:
-    return name, address, 8472, mac, OWN, 1450, "vxlan", 1, ("vxlan",), False
+    return name, address, 8472, mac, OWN, 1450, "vxlan", 1, ("vxlan",), False, 0
 
 
 @given(st.lists(addresses, unique=True, max_size=60), st.lists(addresses, max_size=20))
@@ -90,6 +90,12 @@ def test_second_vtep_with_an_address_is_refused() -> None:
 def test_mac_has_six_bytes(mac: bytes) -> None:
     with pytest.raises(ValueError, match="6 bytes"):
         VtepTable([entry("a", ip_address("192.0.2.1"), mac)])
+
+
+@pytest.mark.parametrize("slot", [-1, 8192])
+def test_slot_that_there_is_not(slot: int) -> None:
+    with pytest.raises(ValueError, match=f"there is no slot {slot}"):
+        VtepTable([(*entry("a", ip_address("192.0.2.1"))[:-1], slot)])
 
 
 def test_socket_address_is_what_the_kernel_uses() -> None:

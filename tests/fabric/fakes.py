@@ -124,6 +124,10 @@ class FakeDataplane:
     def counters(self) -> dict[str, int]:
         return {"egress_packets": 7, "drop_no_route": 0}
 
+    def peer_counters(self) -> dict[str, dict[str, int]]:
+        counts = {"packets_to": 4, "bytes_to": 400, "packets_from": 5, "bytes_from": 6000}
+        return {peer.name: counts for peer in self.state.peers} if self.state else {}
+
     def set_policy(self, snapshot: PolicySnapshot | None, staged: PolicySnapshot | None = None) -> None:
         self.journal.step("set_policy")
         self.policies.append(snapshot)

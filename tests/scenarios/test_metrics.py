@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fabric.lab import Lab, measure
 from fabric.metrics.families import FAMILIES
-from tests.scenarios import inside
+from tests.scenarios import flows, inside
 from tests.scenarios.waiting import wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -67,3 +67,31 @@ def test_drops_have_their_reason(lab: Lab) -> None:
     with inside.open_udp(pod.netns, measure.address(pod, 4)) as sock:
         sock.sendto(b"x", (str(lab.nodes[1].underlay_ip), 8472))
     wait_for(lambda: scrape(lab, "node1")[("podfabric_drops_total", "pod_to_vtep")], "the drop")
+
+
+def test_what_goes_to_and_comes_from_all_peers_is_what_the_node_carries(lab: Lab) -> None:
+    """Superframes too: what one node counts as sent the other counts as received."""
+    one, other = (node.pods[0] for node in lab.nodes)
+    before = {node.name: scrape(lab, node.name) for node in lab.nodes}
+    assert flows.send_tcp(one.netns, other.netns, other.ip, 1 << 20).intact
+
+    def carried(node: str) -> dict[str, float]:
+        """By unit and direction: to and from all peers, out and in of the node."""
+        now = scrape(lab, node)
+        found: dict[str, float] = {}
+        for (name, *labels), value in now.items():
+            unit = name.removeprefix("podfabric_peer_").removeprefix("podfabric_").removesuffix("_total")
+            if unit in ("packets", "bytes"):
+                key = f"{unit} {labels[0]}"
+                found[key] = found.get(key, 0) + value - before[node].get((name, *labels), 0)
+        return found
+
+    def balanced() -> bool:
+        near, far = (carried(node.name) for node in lab.nodes)
+        pairs = (("to", "egress"), ("from", "ingress"))
+        return near["bytes to"] > 1 << 20 and all(
+            found[f"{unit} {peers}"] == found[f"{unit} {node}"] and near[f"{unit} to"] == far[f"{unit} from"]
+            for found in (near, far) for unit in ("packets", "bytes") for peers, node in pairs
+        )  # fmt: skip
+
+    wait_for(balanced, "the sums to agree")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fabric.cli import rates
+from fabric.cli import rates, top
 from tests.fabric.cli.test_main import ANSWERS, FLOWS, run, run_dir
 
 __all__ = ["run_dir"]
@@ -92,6 +92,17 @@ def test_rates_of_a_pod() -> None:
     (pod,) = rates.view(look(1.0), with_traffic(2.0, 4))["pods"]
     assert pod["rates"]["frames_from"] == 4
     assert rates.view(look(1.0), look(2.0))["pods"][0]["rates"] is None
+
+
+def test_rates_of_a_peer() -> None:
+    def with_traffic(time: float, number: int) -> rates.Look:
+        plain = look(time)
+        counts = {"packets_to": number, "bytes_to": 10 * number, "packets_from": 0, "bytes_from": 0}
+        return rates.Look(time, plain.status, {}, [{**plain.peers[0], "traffic": counts}], (), (), True)
+
+    view = rates.view(with_traffic(1.0, 5), with_traffic(3.0, 25))
+    assert view["peers"][0]["rates"] == {"packets_to": 10, "bytes_to": 100, "packets_from": 0, "bytes_from": 0}
+    assert top.render(view, every=True) is not None
 
 
 def test_top_once(run_dir: Path) -> None:

@@ -36,7 +36,8 @@ ANSWERS: dict[str, object] = {
     ],
     "peers": [
         {"key": "10.244.2.0-24", "state": "used", "reason": "", "way": "direct route", "subnets": ["10.244.2.0/24"],
-         "node": "n2", "public": ["192.0.2.2"], "backend": "vxlan", "macs": ["02:00:00:00:00:02"], "expires": None},
+         "node": "n2", "public": ["192.0.2.2"], "backend": "vxlan", "macs": ["02:00:00:00:00:02"], "expires": None,
+         "traffic": {"packets_to": 54321, "bytes_to": 7_000_000, "packets_from": 8, "bytes_from": 800}},
         {"key": "10.244.3.0-24", "state": "quarantined", "reason": "192.0.2.3 is not on link", "way": "",
          "subnets": ["10.244.3.0/24"], "public": ["192.0.2.3"], "backend": "host-gw", "macs": [], "expires": None},
         {"key": "[red]x\x1b[2J", "state": "malformed", "reason": "[bold]no", "way": "", "subnets": [], "public": []},
@@ -130,7 +131,7 @@ def test_json_is_the_daemons_answer(run_dir: Path, command: str) -> None:
                        "7 objects of directory /p, snapshot 3", "web.yaml: cannot be read"], []),
         (("leases",), ["* ", "10.244.1.0/24", "never", "n2", "in 1:01:01", "own"], []),
         (("peers",), ["10.244.2.0/24", "02:00:00:00:00:02", "direct route", "used", "[red]x", "malformed: [bold]no",
-                      "quarantined: 192.0.2.3 is not on link"], ["\x1b"]),
+                      "quarantined: 192.0.2.3 is not on link", "7.0 MB (54,321)", "800 bytes (8)"], ["\x1b"]),
         (("pods",), ["NAMESPACE", "shop", "web-1", "10.244.1.5", "cni/podnet/c1/eth0", "tun", "c2", "held by",
                      "5.0 MB (4,321)", "900 bytes (7)", "12"], []),
         (("routes",), ["10.244.2.0/24", "flannel.1", "192.0.2.2"], []),

@@ -28,7 +28,7 @@ from encap.sockets import open_receive_socket, open_transmit_sockets
 from encap.vxlan import encapsulate
 from fabric.forward.enforcement import Enforcement
 from fabric.forward.flows import FlowTable
-from fabric.forward.snapshot import Snapshot
+from fabric.forward.snapshot import Snapshot, compile_tables
 from fabric.forward.worker import Worker
 from fabric.model import ForwardingState, LocalVtep, Peer
 from tun.memory import MemoryPort
@@ -244,9 +244,11 @@ class Node:
         """Compile the node's state and wait until both threads have left the older ones."""
         self.generation += 1
         tunnel_ports = {"vxlan": 1, "udp": 1, **self.tunnel_ports}
+        state = self.state()
+        slots = {peer.name: slot for slot, peer in enumerate(state.peers, 1)}
         snapshot = Snapshot(
-            self.generation, self.state(), self.ports, self.ports_version, tunnel_ports, self.strict, self.flows,  # type: ignore[arg-type]
-            self.enforcement,
+            self.generation, state, self.ports, self.ports_version, tunnel_ports, self.strict, self.flows,  # type: ignore[arg-type]
+            self.enforcement, compile_tables(state, tunnel_ports, self.ports, slots),  # type: ignore[arg-type]
         )
         self.worker.swap(snapshot)
         for thread in self.threads:

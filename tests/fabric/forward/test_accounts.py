@@ -104,6 +104,31 @@ def test_each_port_has_its_own_counts(fabric: Fabric) -> None:
     assert b.worker.port_counts(0)[0] == 2
 
 
+@pytest.mark.parametrize("segmentation", [True, False], ids=["trains", "singly"])
+def test_each_peer_has_its_own_counts(fabric: Fabric, segmentation: bool) -> None:
+    """Packets and their bytes both ways, of a superframe its segments; together they are what the node has carried."""
+    a, b, c = (fabric.add_node(number, segmentation=segmentation) for number in (1, 2, 3))
+    fabric.publish()
+    big = superframe(4, TCP_NUMBER, 3 * 1370, (1, 5), (2, 6))
+    parts = naive_split(big, 1370)
+    a.host.peer.inject(big.build(), superframe_header(big, 1370))
+    small = udp4(address4(1, 5), address4(3, 6), bytes(100))
+    for _ in range(4):
+        a.host.peer.inject(small)
+    back = udp4(address4(2, 6), address4(1, 5), bytes(200))
+    b.host.peer.inject(back)
+    b.host.peer.inject(udp4(address4(2, 6), address4(9, 5)))  # refused: it counts for nobody
+    wait_for(lambda: a.worker.peer_counts(1) == (3, sum(map(len, parts)), 1, len(back)))
+    wait_for(lambda: a.worker.peer_counts(2) == (4, 4 * len(small), 0, 0))
+    assert a.worker.peer_counts(0) == a.worker.peer_counts(3) == (0, 0, 0, 0)
+    wait_for(lambda: c.worker.peer_counts(1) == (0, 0, 4, 4 * len(small)))
+    wait_for(lambda: b.worker.peer_counts(1)[2:] == (3, sum(map(len, parts))))
+    for node in (a, b, c):
+        counted = [sum(column) for column in zip(*map(node.worker.peer_counts, range(4)), strict=True)]
+        assert counted[0] == node.count("send_datagrams") == node.count("egress_packets")
+        assert counted[1:] == [node.count(name) for name in ("egress_bytes", "ingress_packets", "ingress_bytes")]
+
+
 def test_packets_before_the_first_snapshot_are_unknown(fabric: Fabric) -> None:
     """A daemon that has no peers yet reads its socket empty and says what that was."""
     a, raw = fabric.add_node(1), fabric.add_raw_peer(3)

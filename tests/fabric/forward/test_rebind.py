@@ -62,6 +62,8 @@ def test_traffic_goes_on_from_the_new_address(namespace: Namespace, pair: tuple[
     after = a.plane.counters()
     assert after["egress_packets"] == before["egress_packets"] + 48
     assert all(after[name] >= value for name, value in before.items())
+    assert a.plane.peer_counters()["peer2"]["packets_to"] == after["send_datagrams"], "the peer has stayed"
+    assert b.plane.peer_counters()["peer1"]["packets_from"] == b.plane.counters()["ingress_packets"]
     assert all(a.plane.status()["threads"].values())  # type: ignore[attr-defined]
     assert a.plane.settings.mtu == 1400
 

@@ -228,9 +228,11 @@ def test_flows_without_room_follow_the_routes(fabric: Fabric) -> None:
     table = FlowTable(8, 1)
     service = build(fabric, table)
     for port, wanted in ((4000, service.node.host), (4001, service.client)):
-        service.node.host.peer.inject(udp(4, CLIENT, LOCAL, (port, 53)))
+        service.node.host.peer.inject(tcp(4, CLIENT, LOCAL, (port, 80), "S"))
         service.arrives(service.ports[LOCAL])
-        assert service.reply(LOCAL, udp(4, LOCAL, CLIENT, (53, port))) is wanted
+        assert service.reply(LOCAL, tcp(4, LOCAL, CLIENT, (80, port), "SA")) is wanted
+        service.node.host.peer.inject(tcp(4, CLIENT, LOCAL, (port, 80), "A"))
+        service.arrives(service.ports[LOCAL])
     assert table.counters()["flow_refused_quota"] > 0
     assert service.node.drops() == {}
 

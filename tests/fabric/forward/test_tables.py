@@ -40,6 +40,7 @@ def peer_of(number: int, variant: int = 0, version: int = 4) -> Peer:
     return replace(peer, direct=variant == 1, mtu=1450 - (variant == 2))
 
 
+SLOTS = {peer_of(number, 0, version).name: number + version * 100 for number in range(41) for version in (4, 6)}
 peers = st.builds(peer_of, st.integers(1, 40), st.integers(0, 3), st.sampled_from([4, 6]))
 world = st.lists(peers, max_size=24, unique_by=lambda peer: peer.name)
 pods = st.lists(st.sampled_from([f"10.244.{subnet}.{host}" for subnet in (0, 3) for host in range(4)]), unique=True)
@@ -76,8 +77,8 @@ def test_any_path_leads_to_the_same_tables(path: list[tuple[list[Peer], list[str
     for found, addresses, own in path:
         state = ForwardingState(1, own, tuple(known.setdefault(peer, peer) for peer in found))  # unchanged: the same
         ports = [Port(), *(Port((IPv4Address(address),)) for address in addresses)]
-        patched, fib = tables.compile(state, PORTS, ports)  # type: ignore[arg-type]
-        whole, whole_fib = compile_tables(state, PORTS, ports)  # type: ignore[arg-type]
+        patched, fib = tables.compile(state, PORTS, ports, SLOTS)  # type: ignore[arg-type]
+        whole, whole_fib = compile_tables(state, PORTS, ports, SLOTS)  # type: ignore[arg-type]
         assert content(patched) == content(whole)
         assert len(patched) == len(whole)
         assert len(fib) == len(whole_fib)

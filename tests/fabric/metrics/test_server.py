@@ -97,6 +97,8 @@ def test_the_page() -> None:
             ("podfabric_pod_frames_total", "from", "cni/podnet/c1/eth0"): 3,
             ("podfabric_pod_bytes_total", "to", "cni/podnet/c1/eth0"): 9,
             ("podfabric_pod_drops_total", "cni/podnet/c1/eth0"): 1,
+            ("podfabric_peer_packets_total", "to", "10.244.2.0-24"): 54321,
+            ("podfabric_peer_bytes_total", "from", "10.244.2.0-24"): 800,
             ("podfabric_store_available", "sqlite"): 0, ("podfabric_task_alive", "lease"): 0,
             ("podfabric_metrics_scrapes_total",): 0,
         }  # fmt: skip
