@@ -9,7 +9,7 @@ import pytest
 from tests.scenarios.flood import KINDS, Ground, Kind, flood, prepared
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.alone]
-PLACES = 65_536
+PLACES = 32_768
 FLOWS = PLACES // 2
 """Four times the quota."""
 
