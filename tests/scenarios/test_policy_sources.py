@@ -16,7 +16,7 @@ import yaml
 from fabric.lab import Lab
 from tests.fabric.policing.test_diff import staged
 from tests.scenarios import inside
-from tests.scenarios.holes import arrived
+from tests.scenarios.holes_probes import arrived
 from tests.scenarios.policy_lab import PROBE_SECONDS, WEB, PolicyLab, pod_object, policy
 from tests.scenarios.waiting import wait_for
 
@@ -153,7 +153,6 @@ def test_nothing_forbidden_arrives_through_changes_restarts_and_adds(policed: Po
     wait_for(lambda: "default/web" in policed.remembered("node2"), "saved")
     web, text = policed.lab.pod(WEB), yaml.safe_dump(policy("web", "node2-pod2"))
     with inside.open_udp(web.netns, "0.0.0.0", 7100) as receiver, probing(policed, "node1-pod1", WEB, 7100) as sent:
-        receiver.settimeout(0.0)
         for position in range(5):
             before = policed.snapshot("node2")
             (policed.policies / "web.yaml").rename(policed.policies / "web.yaml~")  # as an editor does
@@ -163,14 +162,14 @@ def test_nothing_forbidden_arrives_through_changes_restarts_and_adds(policed: Po
                 (policed.policies / "other.yaml").write_text(yaml.safe_dump(policy(f"other{position}", "node2-pod2")))
                 wait_for(lambda seen=before: policed.snapshot("node2") > seen, "compiled")  # type: ignore[misc]
                 file.write(text[len(text) // 2 :])
-        assert arrived(receiver) == 0, "while files were changed"
+        assert not arrived(receiver), "while files were changed"
         for _ in range(2):
             policed.lab.unplug(WEB)
             policed.lab.plug(WEB)
-        assert arrived(receiver) == 0, "while the pod was added"
+        assert not arrived(receiver), "while the pod was added"
         policed.lab.restart_daemon("node2")
         policed.lab.restart_daemon("node2", how=signal.SIGKILL)
-        assert arrived(receiver) == 0, "while the daemon was started"
+        assert not arrived(receiver), "while the daemon was started"
         assert len(sent) > 500
     assert policed.passes("node2-pod2", WEB)
     (policed.policies / "other.yaml").unlink()
