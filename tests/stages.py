@@ -48,7 +48,7 @@ def needs_bench() -> tuple[bool, str] | None:
 
 GRACE = 60  # seconds for a stage to clean up after its limit
 MODULE = (sys.executable, "-m")
-PYTEST = (*MODULE, "pytest", "-q", "--no-header", "-m")
+PYTEST = (*MODULE, "pytest", "-q", "--no-header", "--durations=15", "--durations-min=3", "-m")
 PARALLEL = ("-n", "2", "--dist", "loadfile")  # a file's tests stay together: they share what is dear to make
 # Two workers, each in namespaces of its own: labs and pods of one name do not meet.
 SHARED = "root and not alone"
