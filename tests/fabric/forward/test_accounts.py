@@ -8,7 +8,7 @@ from ipaddress import ip_address
 import pytest
 
 from tests.fabric.forward.conftest import Pair
-from tests.fabric.forward.harness import PLAIN, Fabric, address4, make_peer, wait_for
+from tests.fabric.forward.harness import PLAIN, Fabric, Node, address4, make_peer, wait_for
 from tests.fabric.forward.packets import echo4, superframe, udp4, wire_packets
 from tests.tun.packets import TCP as TCP_NUMBER
 from tests.tun.packets import UDP as UDP_NUMBER
@@ -123,10 +123,15 @@ def test_each_peer_has_its_own_counts(fabric: Fabric, segmentation: bool) -> Non
     assert a.worker.peer_counts(0) == a.worker.peer_counts(3) == (0, 0, 0, 0)
     wait_for(lambda: c.worker.peer_counts(1) == (0, 0, 4, 4 * len(small)))
     wait_for(lambda: b.worker.peer_counts(1)[2:] == (3, sum(map(len, parts))))
-    for node in (a, b, c):
+
+    def adds_up(node: Node) -> bool:
+        """What has arrived elsewhere may not have been counted here yet."""
         counted = [sum(column) for column in zip(*map(node.worker.peer_counts, range(4)), strict=True)]
-        assert counted[0] == node.count("send_datagrams") == node.count("egress_packets")
-        assert counted[1:] == [node.count(name) for name in ("egress_bytes", "ingress_packets", "ingress_bytes")]
+        totals = ("egress_packets", "egress_bytes", "ingress_packets", "ingress_bytes")
+        return counted == [node.count(name) for name in totals] and counted[0] == node.count("send_datagrams")
+
+    for node in (a, b, c):
+        wait_for(lambda node=node: adds_up(node))
 
 
 def test_packets_before_the_first_snapshot_are_unknown(fabric: Fabric) -> None:

@@ -2,15 +2,16 @@
 
 import asyncio
 import logging
+import os
 import struct
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fabric.errors import StoreError, StoreUnavailableError
+from fabric.lab import measure
 from fabric.store.base import Snapshot, Unavailable, WatchItem
 from fabric.store.etcd import client, messages
 from fabric.store.etcd.settings import EtcdSettings
@@ -245,19 +246,15 @@ def test_a_flood_does_not_grow_us() -> None:
             watch = store.watch(P)
             try:
                 assert isinstance(await anext(watch), Snapshot)
-                before = resident()
+                before = measure.resident(os.getpid())
                 for _ in range(500):  # nobody reads the watch, and other calls do not mind
                     await store.list(P)
-                    assert resident() - before < 30 << 20
+                    assert measure.resident(os.getpid()) - before < 30 << 20
             finally:
                 await watch.aclose()  # type: ignore[attr-defined]
                 await store.close()
 
     run(body)
-
-
-def resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 field = st.integers(-(1 << 63), (1 << 63) - 1)
