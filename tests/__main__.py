@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from tests.stages import choose, report, run_stages
+from tests.stages import choose, report, run_stage
 
 
 def main() -> int:
@@ -17,7 +17,7 @@ def main() -> int:
         print(f"tests: {error}", file=sys.stderr)
         return 2
     try:
-        results = run_stages(stages)
+        results = [run_stage(stage) for stage in stages]
     except KeyboardInterrupt:
         print("tests: interrupted", file=sys.stderr)
         return 130

@@ -6,30 +6,23 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 
 
 class Stage(NamedTuple):
-    """One `command`, at most `limit` seconds; `missing` gives a reason not to run it: None, or (fatal, why).
-
-    One that is nothing but arithmetic may name the stage `beside` which it starts: it takes the processor time that
-    the other leaves, and its limit counts from its own turn.
-    """
+    """One `command`, at most `limit` seconds; `missing` gives a reason not to run it: None, or (fatal, why)."""
 
     name: str
     about: str
     command: Sequence[str]
     limit: int
     missing: Callable[[], tuple[bool, str] | None] = lambda: None
-    beside: str = ""
 
 
 class Result(NamedTuple):
@@ -50,17 +43,19 @@ GRACE = 60  # seconds for a stage to clean up after its limit
 MODULE = (sys.executable, "-m")
 PYTEST = (*MODULE, "pytest", "-q", "--no-header", "--durations=15", "--durations-min=3", "-m")
 PARALLEL = ("-n", "2", "--dist", "loadfile")  # a file's tests stay together: they share what is dear to make
-# Two workers, each in namespaces of its own: labs and pods of one name do not meet.
+# Workers in namespaces of their own: labs and pods of one name do not meet. Three for two cores, as they wait much.
 SHARED = "root and not alone"
-ISOLATED = ("--dist", "loadfile", "--tx", f"2*popen//python={sys.executable} -m tests.isolated")
+ISOLATED = ("--dist", "loadfile", "--tx", f"3*popen//python={sys.executable} -m tests.isolated")
+# Only what may have such tests is read: that costs half a minute otherwise (`test_stages` holds it to be all).
+WITH_ALONE = ("tests/scenarios", "tests/systemd")
 STAGES = (
     Stage("ruff", "style and common mistakes", [str(BIN / "ruff"), "check", "--no-cache", "."], 60),
     Stage("mypy", "types, strict", [str(BIN / "mypy")], 300),
     Stage("imports", "who may import and cimport whom", [*MODULE, "tests.stages_contracts"], 60),
     Stage("unit", "tests without privilege", [*PYTEST, "not root", *PARALLEL], 300),
     Stage("root", "tests on real devices in network namespaces", [*PYTEST, SHARED, *ISOLATED], 1500, needs_root),
-    Stage("fuzz", "malformed inputs", [*MODULE, "tests.fuzz"], 600, beside="root"),
-    Stage("alone", "the same, of what others would disturb", [*PYTEST, "root and alone"], 600, needs_root),
+    Stage("alone", "the same, of what others would disturb", [*PYTEST, "root and alone", *WITH_ALONE], 600, needs_root),
+    Stage("fuzz", "malformed inputs", [*MODULE, "tests.fuzz"], 600),
     Stage("asan", "compiled modules under AddressSanitizer", [*MODULE, "tests.stages_asan"], 600),
     Stage("bench", "speed against its floors", [*MODULE, "bench", "gate"], 900, needs_bench),
 )
@@ -82,45 +77,9 @@ def choose(words: Sequence[str]) -> list[Stage]:
     return [stage for stage in STAGES if stage.name in chosen]
 
 
-class Early(NamedTuple):
-    """A stage that runs beside another, and what it has said so far."""
-
-    process: subprocess.Popen[bytes]
-    said: IO[bytes]
-    start: float
-
-
-def last_in_line() -> None:
-    """In the child: run only when nothing else wants the processor, so that deadlines of tests beside it hold."""
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT)}
-
-
-@contextmanager
-def begun_beside(stages: Sequence[Stage], name: str, early: dict[str, Early]) -> Iterator[None]:
-    """Start the stages that go beside the one called `name`; none outlives an interrupt of it."""
-    for stage in stages:
-        if stage.beside == name and not stage.missing():
-            said = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the stage has its turn
-            process = subprocess.Popen(
-                stage.command, cwd=ROOT, env=environment(), stdout=said, stderr=said, preexec_fn=last_in_line
-            )
-            early[stage.name] = Early(process, said, time.monotonic())
-    try:
-        yield
-    except BaseException:
-        for one in early.values():
-            one.process.kill()
-            one.process.wait()
-        raise
-
-
-def ended(stage: Stage, process: subprocess.Popen[bytes]) -> int:
+def run_command(stage: Stage) -> int:
     """Exit code; 124 when the limit was reached. Interrupts the command first, so that it can clean up."""
-    with process:
+    with subprocess.Popen(stage.command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}) as process:
         try:
             return process.wait(stage.limit)
         except subprocess.TimeoutExpired:
@@ -133,38 +92,17 @@ def ended(stage: Stage, process: subprocess.Popen[bytes]) -> int:
         return 124
 
 
-def run_command(stage: Stage, early: Early | None) -> int:
-    """Exit code of the stage, of which some may have been done beside another."""
-    if early is None:
-        return ended(stage, subprocess.Popen(stage.command, cwd=ROOT, env=environment()))
-    code = ended(stage, early.process)
-    with early.said as said:
-        said.seek(0)
-        print(said.read().decode(errors="replace"), end="")
-    return code
-
-
-def run_stages(stages: Sequence[Stage]) -> list[Result]:
-    """Run them in their order, some of them beside others; Ctrl-C ends everything."""
-    early: dict[str, Early] = {}
-    results = []
-    for stage in stages:
-        with begun_beside(stages, stage.name, early):
-            results.append(run_stage(stage, early.pop(stage.name, None)))
-    return results
-
-
-def run_stage(stage: Stage, early: Early | None = None) -> Result:
-    """Run it with its output passed through."""
+def run_stage(stage: Stage) -> Result:
+    """Run it with its output passed through; Ctrl-C ends everything."""
     print(f"\n== {stage.name}: {stage.about}", flush=True)
-    start = early.start if early else time.monotonic()
+    start = time.monotonic()
     reason = stage.missing()
     state = "passed"
     if reason:
         fatal, why = reason
         print(f"{stage.name}: {why}")
         state = "failed" if fatal else "skipped"
-    elif run_command(stage, early) != 0:
+    elif run_command(stage) != 0:
         state = "failed"
     seconds = time.monotonic() - start
     print(f"== {stage.name} {state} in {seconds:.1f} s", flush=True)

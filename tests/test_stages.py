@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.stages import Result, Stage, choose, report, run_stage, run_stages
+from tests.stages import ROOT, WITH_ALONE, Result, Stage, choose, report, run_stage
 from tests.stages_contracts import broken_cimports
 
 
@@ -17,7 +17,7 @@ def names(*words: str) -> list[str]:
 
 def test_words() -> None:
     assert names("fast") == ["ruff", "mypy", "imports", "unit"]
-    assert names() == names("all") == ["ruff", "mypy", "imports", "unit", "root", "fuzz", "alone", "asan", "bench"]
+    assert names() == names("all") == ["ruff", "mypy", "imports", "unit", "root", "alone", "fuzz", "asan", "bench"]
     assert names("fuzz", "unit", "fuzz") == ["unit", "fuzz"]
     assert names("fast", "asan") == [*names("fast"), "asan"]
     with pytest.raises(ValueError, match="no such stage: nonsense \\(there are fast, all, ruff"):
@@ -45,29 +45,17 @@ def test_stage_that_never_ends_is_interrupted(capfd: pytest.CaptureFixture[str])
     assert "cleaned up" in out
 
 
-@pytest.mark.parametrize(("code", "state"), [(0, "passed"), (3, "failed")])
-def test_stage_beside_another(code: int, state: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """The first waits for what the second writes: they run at the same time, and what is said comes in order."""
-    mark = f"__import__('pathlib').Path({str(tmp_path / 'mark')!r})"
-    wait = f"import time\nwhile not {mark}.exists(): time.sleep(0.01)\nprint('first said')"
-    write = f"print('second said')\n{mark}.touch()\nraise SystemExit({code})"
-    first = Stage("first", "waits", [sys.executable, "-c", wait], 30)
-    second = Stage("second", "goes beside", [sys.executable, "-c", write], 30, beside="first")
-    assert [result.state for result in run_stages([first, second])] == ["passed", state]
-    said = capfd.readouterr().out
-    assert said.index("== first") < said.index("first said") < said.index("== second") < said.index("second said")
-
-
-def test_stage_whose_companion_is_not_run(capfd: pytest.CaptureFixture[str]) -> None:
-    second = Stage("second", "goes beside", [sys.executable, "-c", "print('second said')"], 30, beside="first")
-    assert [result.state for result in run_stages([second])] == ["passed"]
-    assert "second said" in capfd.readouterr().out
-
-
 @pytest.mark.parametrize(("fatal", "state"), [(True, "failed"), (False, "skipped")])
 def test_stage_that_cannot_run(fatal: bool, state: str) -> None:
     stage = Stage("demo", "absent", [sys.executable, "-c", "raise SystemExit(1)"], 30, lambda: (fatal, "why"))
     assert run_stage(stage).state == state
+
+
+def test_tests_that_run_alone_are_where_their_stage_looks_for_them() -> None:
+    mark = "pytest.mark." + "alone"
+    marked = {path.relative_to(ROOT) for path in (ROOT / "tests").rglob("*.py") if mark in path.read_text()}
+    assert marked
+    assert [str(path) for path in marked if not str(path).startswith(tuple(f"{name}/" for name in WITH_ALONE))] == []
 
 
 @pytest.mark.parametrize(

@@ -87,10 +87,12 @@ def reset(sock: socket.socket) -> Callable[[], bool]:
     return lambda: sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET
 
 
-def standings(policed: PolicyLab, node: str, port: int) -> set[str]:  # noqa: F811
+def standings(policed: PolicyLab, node: str, out: socket.socket, to: tuple[str, int]) -> set[str]:  # noqa: F811
+    """Of the connection of `out` to `to`: others before it may have had the one port or the other."""
     words = ["--json", "--proto", "tcp"]
     found = json.loads(flows(policed, node, *words))["flows"]
-    return {flow["standing"] for flow in found if flow["dport"] == port}
+    ports = (out.getsockname()[1], to[1])
+    return {flow["standing"] for flow in found if (flow["sport"], flow["dport"]) == ports}
 
 
 def flows(policed: PolicyLab, node: str, *words: str) -> str:  # noqa: F811
@@ -118,7 +120,7 @@ def test_kept_connections_go_on(policed: PolicyLab, end: str, backend: str, fami
             policed.write("web.yaml", refusing(end, backend, "keep"))
         exchange(out, accepted)
         refused(policed, node, reason, to)
-        assert standings(policed, node, to[1]) == {"kept"}
+        assert standings(policed, node, out, to) == {"kept"}
         out.shutdown(socket.SHUT_WR)
         assert accepted.recv(10) == b""
 
@@ -142,7 +144,7 @@ def test_a_reset_reaches_both_ends(
         (out if first == "client" else accepted).sendall(b"too late")
         for sock in (out, accepted):
             wait_for(reset(sock), "ECONNRESET")
-        assert standings(policed, node, to[1]) == {"reset"}
+        assert standings(policed, node, out, to) == {"reset"}
 
 
 @FAMILIES
@@ -206,7 +208,7 @@ def test_by_default_a_cut_is_silent(policed: PolicyLab, end: str, backend: str, 
         for sock in (out, accepted, *udp):
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
         assert fabric_view.counters(policed.lab, node)["flow_answered"] == before
-        assert standings(policed, node, to[1]) == {"cut"}
+        assert standings(policed, node, out, to) == {"cut"}
 
 
 @BACKENDS

@@ -13,6 +13,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -56,6 +57,12 @@ def kill(booted: Booted) -> None:
     before = booted.main_pid()
     os.kill(before, signal.SIGKILL)
     wait_for(lambda: booted.main_pid() not in (0, before) and running(booted), "the next start", 30)
+
+
+def thread_states(pid: int) -> set[str]:
+    """Of all threads of a process, the letters of proc(5)."""
+    files = Path(f"/proc/{pid}/task").glob("*/stat")
+    return {file.read_text().rpartition(")")[2].split()[0] for file in files}
 
 
 def running(booted: Booted) -> bool:
@@ -108,6 +115,7 @@ def test_what_is_sent_meanwhile_arrives(booted: Booted, pods: tuple[Pod, Pod], h
     link = json.loads(booted.run("ip", "-j", "link", "show", "flannel.1"))[0]["ifindex"]
     with inside.open_udp(other.netns, other.address) as sink, inside.open_udp(one.netns, one.address) as out:
         os.kill(booted.main_pid(), signal.SIGSTOP)
+        wait_for(lambda: thread_states(booted.main_pid()) == {"T"}, "every thread to stand: none has read a packet")
         for number in range(300):
             out.sendto(number.to_bytes(2, "big"), sink.getsockname())
         assert callable(how)
