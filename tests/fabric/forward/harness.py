@@ -18,7 +18,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from types import TracebackType
@@ -53,10 +53,12 @@ def wait_for(condition: Callable[[], T | None], seconds: float = PATIENCE) -> T:
     return result
 
 
-def any_port() -> int:
+def any_port(taken: Collection[int] = ()) -> int:
     """A number for all nodes to bind, below those that the kernel gives to anybody, and of no other test process."""
     process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    return random.randrange(10_000 + process % MOST_PROCESSES, 32_000, MOST_PROCESSES)
+    while (port := random.randrange(10_000 + process % MOST_PROCESSES, 32_000, MOST_PROCESSES)) in taken:
+        pass
+    return port
 
 
 def node_mac(number: int) -> bytes:
@@ -215,7 +217,8 @@ class Node:
 
     def bind(self, form: str) -> socket.socket:
         """A receive socket on the fabric's port of this format; the first to bind it chooses the number."""
-        sock = open_receive_socket(self.address, self.tunnel_ports.get(form) or any_port(), gro=self.gro)
+        port = self.tunnel_ports.get(form) or any_port(self.tunnel_ports.values())
+        sock = open_receive_socket(self.address, port, gro=self.gro)
         self.tunnel_ports[form] = sock.getsockname()[1]
         return sock
 
