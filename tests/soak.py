@@ -4,13 +4,16 @@
 
 Three nodes with policy. While numbered requests go between pods of the first two, pods come and go, policies change,
 the third node's daemon is restarted, and the first node is attacked: malformed datagrams and forged pods at full rate
-from the underlay and from a pod, and nonsense on the control socket. The first two daemons' memory, descriptors,
-threads and logs are read all the time. Needs root; run it in namespaces of its own.
+from the underlay and from a pod, and nonsense on the control socket. Both are, by a node that writes leases which are
+nonsense or take what is others', and by who writes policies that mean nothing. The first two daemons' memory,
+descriptors, threads and logs are read all the time. Needs root; run it in namespaces of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import json
 import os
 import random
 import socket
@@ -22,8 +25,12 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import NamedTuple
 
+import yaml
+
 from fabric.lab import Lab
 from fabric.lab.daemons import NodeFiles
+from fabric.lab.registry import PREFIX, store_path
+from fabric.store.sqlite import SqliteStore
 from tests.scenarios import fabric_view, flows, inside
 from tests.scenarios.outsider import datagram, forge, outsider
 from tests.scenarios.policy_lab import PolicyLab, policy
@@ -187,11 +194,49 @@ class Churn:
                     sock.sendall(line)
                     sock.recv(4096)
 
+    def lease_attack(self, seconds: float = 0.5) -> None:
+        """A node writes its lease again and again, as fast as the store takes it, and never as it should be."""
+        asyncio.run(self._write_leases(time.monotonic() + seconds))
+
+    async def _write_leases(self, end: float) -> None:
+        key, revision = PREFIX + "10.244.250.0-24", 0
+        store = SqliteStore(store_path(self.lab.run_dir))
+        await store.open()
+        try:
+            while time.monotonic() < end:
+                for value in self.lease_values():
+                    revision = (await store.put(key, value, revision, None)).revision
+            await store.delete(key, revision)
+        finally:
+            await store.close()
+
+    def lease_values(self) -> list[bytes]:
+        """What cannot be read, is somebody else's, or another one each time."""
+        mine = self.lab.node("node1").underlay_ip
+        mac = f"02:00:00:00:00:{self.random.randrange(256):02x}"
+        odd = [
+            {"PublicIP": mine}, {"PublicIP": "127.0.0.1"}, {"PublicIP": "192.0.2.250", "BackendType": "x" * 60_000},
+            {"PublicIP": f"192.0.2.{self.random.randrange(200, 250)}", "BackendType": "vxlan",
+             "BackendData": {"VNI": 1, "VtepMAC": mac}},
+            {"PublicIP": "192.0.2.250", "BackendType": "vxlan", "BackendData": {"VNI": 1, "VtepMAC": "\n" * 30_000}},
+        ]  # fmt: skip
+        return [b"\xff", b"{", b"[" * 50_000, *(json.dumps(value).encode() for value in odd)]
+
+    def policy_attack(self, seconds: float = 0.5) -> None:
+        """Policies that cannot be used, another reason each time."""
+        end = time.monotonic() + seconds
+        place = self.made.policies / "nonsense.yaml"
+        while time.monotonic() < end:
+            value = policy("nonsense", "node1-pod1", ports=(self.random.randrange(70_000, 90_000),))
+            value["spec"][f"x{self.random.randrange(1000)}" * 5000] = None
+            place.write_text(yaml.safe_dump(value))
+        place.unlink()
+
     def kinds(self) -> list[Callable[[], None]]:
         """In the order in which they are done, one after the other, again and again."""
         return [
             self.pods, self.policies, self.underlay_attack, self.pods, self.pod_attack, self.policies,
-            self.control_attack, self.pods, self.restart,
+            self.control_attack, self.lease_attack, self.pods, self.policy_attack, self.restart,
         ]  # fmt: skip
 
 

@@ -31,12 +31,14 @@ from fabric.leases import LeaseFormatError
 from fabric.model import Lease
 from fabric.store.base import Snapshot
 from fabric.store.kube import annotate, nodes
-from fabric.store.kube.api import NotFoundError
+from fabric.store.kube.api import ANSWER_SECONDS, NotFoundError
 from fabric.store.kube.nodes import Node, NodeError
 from fabric.store.kube.store import KubeStore
 
 log = logging.getLogger("fabric.lease")
 LOOK_SECONDS = 1.0
+PATIENCE = 3.0
+"""With an API that says nothing, where a lease of an earlier run is there to go on with."""
 PAUSES = (1.0, 60.0)
 QUIET_SECONDS = 120.0
 
@@ -68,6 +70,7 @@ class KubeLease:
         self._written = (0, 0)  # the store's epoch and the version that our last patch made
         self._before: Mapping[str, str] = {}
         self._overwrites: dict[int, str] = {}
+        self._remembers = False  # a lease of an earlier run
         self._expected = True  # the next difference is our own doing, not somebody else's
         self._fights, self._fought = 0, 0.0
         self._said = ""
@@ -92,6 +95,7 @@ class KubeLease:
 
     def remember(self, lease: Lease) -> None:
         """Go on with the MACs of a lease of an earlier run; those on our Node win."""
+        self._remembers = True
         for version, data in ((4, lease.backend_data), (6, lease.backend_v6_data)):
             mac = leases.parse_mac(data)
             if mac is not None:
@@ -218,7 +222,7 @@ class KubeLease:
         """Our Node, as soon as it exists and has a podCIDR."""
         while True:
             try:
-                node = await self._store.api.node(self._name)
+                node = await self._store.api.node(self._name, PATIENCE if self._remembers else ANSWER_SECONDS)
                 if node.pod_cidrs:
                     return node
                 problem = f'node "{self._name}" pod cidr not assigned'

@@ -1,8 +1,8 @@
 """Logging on stderr: `text` for people, `json` (one object per line) for machines; bounded, and without secrets.
 
-Nothing that happens to the daemon may fill a disk: one line of the code writes at most `LINES` lines a minute, all
-together at most `BYTES`. What is left out is told at the end of its minute, by place and number. With `--v` (debugging)
-nothing is left out.
+Nothing that happens to the daemon may fill a disk: one line of the code writes at most `LINES` lines a minute, each of
+at most `LENGTH` characters, all together at most `BYTES`. What is left out is told at the end of its minute, by place
+and number. With `--v` (debugging) no line is left out.
 
 What `hide` was told, passwords in URLs and bearer tokens are never written.
 """
@@ -21,6 +21,8 @@ from typing import Literal, TextIO
 
 LINES = 30
 """Of one place in the code, a minute."""
+LENGTH = 2000
+"""Of a message, and of a traceback; objects that others write are quoted in some."""
 BYTES = 900_000
 """Of all places, a minute."""
 WINDOW = 60.0
@@ -97,18 +99,19 @@ class TextFormatter(logging.Formatter):
         self.default_time_format = "%H:%M:%S"
 
     def format(self, record: logging.LogRecord) -> str:
-        line = f"{_LETTERS.get(record.levelname, '?')} {self.formatTime(record)} {_one_line(record.getMessage())}"
-        return without_secrets(f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line)
+        message = _presentable(_one_line(record.getMessage()))
+        line = f"{_LETTERS.get(record.levelname, '?')} {self.formatTime(record)} {message}"
+        return f"{line}\n{_presentable(self.formatException(record.exc_info))}" if record.exc_info else line
 
 
 class JsonFormatter(logging.Formatter):
     """`{"time": <Unix seconds>, "level": "info", "message": "…"}`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        message = without_secrets(record.getMessage())
+        message = _presentable(record.getMessage())
         fields = {"time": round(record.created, 3), "level": record.levelname.lower(), "message": message}
         if record.exc_info:
-            fields["traceback"] = without_secrets(self.formatException(record.exc_info))
+            fields["traceback"] = _presentable(self.formatException(record.exc_info))
         return json.dumps(fields, ensure_ascii=False)
 
 
@@ -122,6 +125,14 @@ def configure(log_format: Literal["text", "json"], verbosity: int = 0) -> loggin
     logger.propagate = False
     logging.raiseExceptions = False  # a closed stderr must not stop the daemon
     return logger
+
+
+def _presentable(text: str) -> str:
+    """Without secrets, and not longer than it may be; the end of a traceback says most."""
+    text = without_secrets(text)
+    if len(text) <= LENGTH:
+        return text
+    return f"{text[: LENGTH // 2]} … {len(text) - LENGTH} characters left out … {text[-LENGTH // 2 :]}"
 
 
 def _one_line(text: str) -> str:

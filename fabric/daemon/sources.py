@@ -206,7 +206,12 @@ async def patiently(ask: Callable[[], Awaitable[T]], known: T | None) -> T:
     deadline = monotonic() + PATIENCE
     while True:
         try:
-            return await ask()
+            async with asyncio.timeout(None if known is None else deadline - monotonic()):
+                return await ask()
+        except TimeoutError:
+            if known is None:
+                raise
+            return known  # it takes connections, and says nothing
         except StoreUnavailableError as error:
             if monotonic() >= deadline:
                 if known is None:

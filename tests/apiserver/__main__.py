@@ -43,8 +43,9 @@ def main() -> None:
             context.load_verify_locations(options.client_ca)
             context.verify_mode = ssl.CERT_OPTIONAL
     web.run_app(
-        application(), host="127.0.0.1", port=options.port, ssl_context=context, print=None, shutdown_timeout=0.1
-    )
+        application(), host="127.0.0.1", port=options.port, ssl_context=context, print=None, shutdown_timeout=0.1,
+        handler_cancellation=True,  # as the real server ends a watch whose client is gone
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,10 @@ def end_of(prefix: str) -> str:
 class Etcd:
     def __init__(self, url: str) -> None:
         self._url = url
-        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None, sock_connect=5))
+        self._session = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=5),
+            connector=aiohttp.TCPConnector(limit=0),  # each watch of a client holds one
+        )
 
     async def range(self, start: str, end: str = "", revision: int = 0, limit: int = 0) -> Listing:
         body = {"key": _b64(start), "revision": revision, "limit": limit} | ({"range_end": _b64(end)} if end else {})
@@ -73,7 +76,7 @@ class Etcd:
     async def delete(self, key: str, expected: int) -> int | None:
         return await self._txn(key, expected, {"request_delete_range": {"key": _b64(key)}})
 
-    async def watch(self, start: str, end: str, revision: int) -> AsyncIterator[list[Change]]:
+    async def watch(self, start: str, end: str, revision: int) -> AsyncGenerator[list[Change], None]:
         """Changes from `revision` on; ends when etcd ends it. Raises CompactedError."""
         request = {"key": _b64(start), "range_end": _b64(end), "start_revision": revision, "prev_kv": True}
         body = json.dumps({"create_request": request}).encode()

@@ -42,12 +42,13 @@ class Watching:
         for item in seed:
             yield _line("ADDED", objects.shown(resource, json.loads(item.value), item.revision))
         try:
-            async for changes in self.etcd.watch(prefix, end_of(prefix), revision + 1):
-                wanted = [item for item in changes if not name or item.key in (prefix + name, prefix)]
-                for change in self._disordered(wanted):
-                    line = _event(resource, prefix, change, bookmarks)
-                    if line:
-                        yield line
+            async with contextlib.aclosing(self.etcd.watch(prefix, end_of(prefix), revision + 1)) as found:
+                async for changes in found:
+                    wanted = [item for item in changes if not name or item.key in (prefix + name, prefix)]
+                    for change in self._disordered(wanted):
+                        line = _event(resource, prefix, change, bookmarks)
+                        if line:
+                            yield line
         except CompactedError:
             yield _line("ERROR", expired(revision).status())
 

@@ -23,7 +23,6 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -92,16 +91,13 @@ class Relists:
             self._cluster.api.fault("continue", 500)
 
     def hanging(self) -> None:
-        """The API accepts connections and says nothing, while a daemon starts."""
-        lab = self._cluster.policed.lab
+        """The API accepts connections and says nothing; a daemon starts meanwhile and is ready before it speaks."""
         with self._away():
             self._cluster.api.freeze()
-        lab.stop_daemon("node2", signal.SIGKILL)
-        starting = threading.Thread(target=lab.start_daemon, args=("node2",))
-        starting.start()
-        wait_for(lambda: "node2" in lab.daemon_pids(), "the daemon is started")
-        self._cluster.api.thaw()
-        starting.join()
+        try:
+            self._cluster.policed.lab.restart_daemon("node2", how=signal.SIGKILL)
+        finally:
+            self._cluster.api.thaw()
 
 
 class Wanted(NamedTuple):

@@ -160,10 +160,10 @@ class Api:
         finally:
             connection.close()
 
-    async def node(self, name: str) -> Node:
-        """The Node as it is now."""
+    async def node(self, name: str, seconds: float = ANSWER_SECONDS) -> Node:
+        """The Node as it is now, waiting for the answer up to `seconds`."""
         async with self.session() as session:
-            body = await session.exchange("GET", f"{NODES}/{quote(name, safe='')}", ANSWER_SECONDS)
+            body = await session.exchange("GET", f"{NODES}/{quote(name, safe='')}", seconds)
             return nodes.decode_node(body, self.names)
 
     async def patch_status(self, name: str, patch: Mapping[str, Any]) -> Node:

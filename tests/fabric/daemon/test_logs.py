@@ -51,6 +51,22 @@ def test_all_places_write_so_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None
     assert len([line for line in stream.getvalue().splitlines() if "left out" in line]) == 10
 
 
+@pytest.mark.parametrize("formatter", [TextFormatter(), JsonFormatter()])
+def test_a_line_is_not_longer_than_it_may_be(formatter: logging.Formatter) -> None:
+    """What a hostile node has written is quoted where it is refused."""
+    secret = "correct-horse" * 50
+    logs.hide(secret)
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(formatter)
+    logger(handler).warning("lease of %s: %s", "x" * (logs.LENGTH // 2 - 20) + secret, "y" * 60_000)
+    line = stream.getvalue()
+    assert "lease of xxx" in line
+    assert "characters left out" in line
+    assert "horse" not in line
+    assert len(line) < logs.LENGTH + 200
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [

@@ -91,6 +91,14 @@ def test_patience() -> None:
         asyncio.run(ask(answers(DOWN), None))
 
 
+def test_patience_with_a_store_that_says_nothing() -> None:
+    async def silence() -> bytes:
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError
+
+    assert asyncio.run(asyncio.wait_for(patiently(silence, b"known"), 10)) == b"known"
+
+
 def source(tmp_path: Path, *words: str) -> object:
     return make_source(flags.parse([f"--net-config-path={tmp_path / 'net-conf.json'}", *words], {}))
 
