@@ -14,9 +14,7 @@ import contextlib
 import itertools
 import logging
 import os
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -25,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from fabric.errors import DataplaneError
 from fabric.forward import kept, node_device, pod_device
+from fabric.forward.crew import Crew
 from fabric.forward.flow_memory import FlowMemory
 from fabric.forward.peer_counts import PeerCounts
 from fabric.forward.policies import Denied, Policies
@@ -34,7 +33,6 @@ from fabric.forward.rehearse import LiveTables
 from fabric.forward.snapshot import Snapshot
 from fabric.forward.tables import Tables
 from fabric.forward.underlay import Underlay
-from fabric.forward.worker import Worker
 from fabric.model import Address, DataplaneSettings, Encapsulation, Endpoint, ForwardingState, RefusedPacket
 from tun.device import Device
 from tun.errors import DeviceError
@@ -44,7 +42,6 @@ if TYPE_CHECKING:
     from fabric.policy import PolicySnapshot
 
 log = logging.getLogger("fabric")
-SETTLE_SECONDS = 1.0
 
 
 class Dataplane:
@@ -58,8 +55,7 @@ class Dataplane:
         self._node: WorkerPort | None = None
         self._bridges: WorkerPort | None = None
         self._pods: list[WorkerPort] = []
-        self._workers: list[Worker] = []
-        self._threads: list[threading.Thread] = []
+        self._crew = Crew()
         self._state: ForwardingState | None = None
         self._snapshot: Snapshot | None = None
         self._generation = 0
@@ -67,11 +63,8 @@ class Dataplane:
         self._peers = PeerCounts()
         self._ports_version = 0
         self._offloads: dict[str, bool] = {}
-        self._past: Counter[str] = Counter()  # counted by workers that were replaced
         self._memory = FlowMemory(settings.flows, self._kept) if settings.flows else None
         self._flows = self._memory.table if self._memory is not None else None
-        self._recording = False  # what is refused
-        self._past_lost = 0
         self._tunnel_offload: TunnelOffload | None = None
 
     # --- sockets ---
@@ -88,7 +81,7 @@ class Dataplane:
         Any time between `open` and `stop`. What could not be opened is tried again at the next call.
         """
         opened = self._underlay.require(formats)
-        for index, worker in enumerate(self._workers):
+        for index, worker in enumerate(self._crew.workers):
             for fd, form in self._underlay.sockets(index, opened):
                 worker.add_socket(fd, form)
         return self._underlay.unavailable
@@ -123,7 +116,7 @@ class Dataplane:
             settings = replace(self.settings, device=self.settings.bridges)
             self._bridges = self._host_port("bridges", kept.BRIDGES, settings)
             self._bridges.bridged = True
-            self._bridges.place(self._pods, self._workers)
+            self._bridges.place(self._pods, self._crew.workers)
         self._ports_version += 1
 
     def recreate_node_port(self) -> None:
@@ -180,7 +173,7 @@ class Dataplane:
         port = WorkerPort(endpoint.name, device, mtu, endpoint.addresses, self.settings.workers)
         port.ethernet = pod_device.ethernet(device)
         self._kept.keep(kept.pod(endpoint.name), device.fds)
-        port.place([*self._host_ports[1:], *self._pods], self._workers)
+        port.place([*self._host_ports[1:], *self._pods], self._crew.workers)
         self._pods.append(port)
         self._ports_version += 1
         self._publish()
@@ -233,11 +226,12 @@ class Dataplane:
 
     def port_counters(self) -> dict[str, dict[str, int]]:
         """By port name, "node" among them: frames and bytes from it and to it, drops (`WorkerPort.COUNTS`)."""
-        return {port.name: dict(zip(port.COUNTS, port.counted(self._workers), strict=True)) for port in self._ports}
+        workers = self._crew.workers
+        return {port.name: dict(zip(port.COUNTS, port.counted(workers), strict=True)) for port in self._ports}
 
     def peer_counters(self) -> dict[str, dict[str, int]]:
         """By peer name: packets to it and from it and their bytes (`PeerCounts.COUNTS`)."""
-        return self._peers.counted(self._workers)
+        return self._peers.counted(self._crew.workers)
 
     # --- snapshot ---
 
@@ -269,7 +263,7 @@ class Dataplane:
         if self._state is None or not self._ports:
             return
         self._generation += 1
-        slots = self._peers.place(self._state.peers, self._workers)
+        slots = self._peers.place(self._state.peers, self._crew.workers)
         try:
             ports = self.settings.ports
             snapshot = Snapshot(
@@ -282,15 +276,7 @@ class Dataplane:
         if self._memory is not None:
             self._memory.remember()
         self._snapshot = snapshot
-        for worker in self._workers:
-            worker.swap(snapshot)
-        self._settle()
-
-    def _settle(self) -> None:
-        """Free old snapshots: threads pass on within a batch, so this rarely waits."""
-        deadline = time.monotonic() + SETTLE_SECONDS
-        while any(worker.reap() for worker in self._workers) and self._threads and time.monotonic() < deadline:
-            time.sleep(0.0005)
+        self._crew.swap(snapshot)
 
     # --- threads ---
 
@@ -306,15 +292,9 @@ class Dataplane:
         self._kept.drop_rest()  # all pods were taken up by now
 
     def _start_workers(self, before_threads: Callable[[], None] | None = None) -> None:
-        transmit = {family: [sock.fileno() for sock in socks] for family, socks in self._underlay.transmit.items()}
-        for index in range(self.settings.workers):
-            worker = Worker(index, self._underlay.sockets(index), transmit[4], transmit[6])
-            worker.set_segmentation(self._offloads["udp-gso"])
-            worker.set_batching(self.settings.offload.get("udp-batch", True))
-            worker.record_drops(self._recording)
-            self._workers.append(worker)
+        self._crew.hire(self.settings, self._underlay, self._offloads["udp-gso"])
         if before_threads is None:
-            self._offload().set(self.settings, self._workers, self._underlay.transmit)
+            self._offload().set(self.settings, self._crew.workers, self._underlay.transmit)
         self._publish()
         if before_threads is not None:
             before_threads()
@@ -322,15 +302,11 @@ class Dataplane:
             found = self._memory.recover()
             if found:
                 log.info("%d connections of an earlier run go on", found)
-        for index, worker in enumerate(self._workers):
-            for name, body in (("egress", worker.run_egress), ("ingress", worker.run_ingress)):
-                thread = threading.Thread(target=self._run, args=(body,), name=f"fabric-{name}-{index}", daemon=True)
-                thread.start()
-                self._threads.append(thread)
+        self._crew.run()
 
     def follow_offloads(self) -> None:
         """Look again at what the underlay passes on: offloads may have been switched, or the interface replaced."""
-        self._offload().follow(self.settings, self._workers, self._underlay.transmit)
+        self._offload().follow(self.settings, self._crew.workers, self._underlay.transmit)
 
     def _offload(self) -> TunnelOffload:
         if self._tunnel_offload is None:
@@ -338,14 +314,6 @@ class Dataplane:
 
             self._tunnel_offload = TunnelOffload()
         return self._tunnel_offload
-
-    @staticmethod
-    def _run(body: object) -> None:
-        with contextlib.suppress(OSError):
-            # Longer time slices: measured to raise bulk throughput, needs no privilege.
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-        assert callable(body)
-        body()
 
     def halt(self) -> None:
         """Stop the threads when they are done with what they have read; everything stays open."""
@@ -369,28 +337,17 @@ class Dataplane:
             self._memory.close()
 
     def _stop_workers(self) -> None:
-        for worker in self._workers:
-            worker.stop()
-        for thread in self._threads:
-            thread.join(timeout=5)
+        self._crew.stop()
         for port in self._ports:
-            port.before = port.counted(self._workers)
-        self._peers.keep(self._workers)
-        for worker in self._workers:
-            self._past.update(worker.counters())
-            self._past_lost += worker.recorded_drops()[1]
-        self._threads.clear()
-        self._workers.clear()
+            port.before = port.counted(self._crew.workers)
+        self._peers.keep(self._crew.workers)
+        self._crew.dismiss()
 
     # --- what it is doing ---
 
     def counters(self) -> dict[str, int]:
         """All counters by name, summed over the workers."""
-        total = dict(self._past)
-        for worker in self._workers:
-            worker.reap()
-            for name, value in worker.counters().items():
-                total[name] = total.get(name, 0) + value
+        total = self._crew.counters()
         if self._flows is not None:
             total.update(self._flows.counters())
         total["node_port_overflows"] = _overflows(self.settings.device) if self._ports else 0
@@ -406,12 +363,11 @@ class Dataplane:
 
     def denied(self) -> list[Denied]:
         """The last flows that policy has refused, a sample: at most 32 a second of a thread, 256 in all."""
-        return self._policies.denied(record for worker in self._workers for record in worker.denied())
+        return self._policies.denied(self._crew.denied())
 
     def beats(self) -> dict[str, int]:
         """Wake every thread; a number for each that has changed by the next call unless the thread hangs."""
-        counted = [beat for worker in self._workers for beat in worker.beat()]
-        return {thread.name: beat for thread, beat in zip(self._threads, counted, strict=True)}
+        return self._crew.beats()
 
     def flows(self, cursor: int, limit: int) -> tuple[list[dict[str, object]], int | None]:
         """A page of at most `limit` connections from place `cursor` on, and where the next one begins, None at the end.
@@ -435,18 +391,13 @@ class Dataplane:
 
     def record_drops(self, enabled: bool) -> None:
         """Take down the beginning of packets that are refused from now on, or no longer."""
-        self._recording = enabled
-        for worker in self._workers:
-            worker.record_drops(enabled)
+        self._crew.record_drops(enabled)
 
     def recorded_drops(self) -> tuple[list[RefusedPacket], int]:
         """What was taken down since the last call, and how many did not fit into the rings so far."""
-        found, lost = [], self._past_lost
-        for worker in self._workers:
-            records, worker_lost = worker.recorded_drops()
-            found += [refused_packet(record, [port.name for port in self._ports]) for record in records]
-            lost += worker_lost
-        return sorted(found, key=lambda packet: packet.time), lost
+        records, lost = self._crew.recorded_drops()
+        names = [port.name for port in self._ports]
+        return sorted((refused_packet(record, names) for record in records), key=lambda packet: packet.time), lost
 
     def status(self) -> dict[str, object]:
         """Offloads in use, threads alive, sockets and ports."""
@@ -459,7 +410,7 @@ class Dataplane:
                 **self._offloads,
                 "tap-tunnel-gso": self._tunnel_offload is not None and self._tunnel_offload.on,
             },
-            "threads": {thread.name: thread.is_alive() for thread in self._threads},
+            "threads": self._crew.alive(),
             "source_ports": [
                 sock.getsockname()[1] for socks in self._underlay.transmit.values() for sock in socks
             ],
