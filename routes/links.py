@@ -1,15 +1,13 @@
 """The device itself: MTU, queue length, up or down, and its sysctls."""
 
 from functools import partial
-from pathlib import Path
 
 from routes.codec import ifinfmsg
 from routes.netlink import RTM_SETLINK, Netlink, Request
 from routes.observe import IFF_UP
-from routes.state import DeviceState, InterfaceState, Sysctl
+from routes.state import DeviceState, InterfaceState
+from routes.sysctls import reconcile_sysctl
 from routes.work import Operation, Work
-
-SYSCTL_ROOT = Path("/proc/sys")
 
 
 def reconcile_link(netlink: Netlink, work: Work, state: DeviceState, link: InterfaceState) -> None:
@@ -48,17 +46,3 @@ def link_request(index: int, mtu: int | None, txqueuelen: int | None, up: bool |
     if up is not None:
         message["change"], message["flags"] = IFF_UP, IFF_UP if up else 0
     return RTM_SETLINK, 0, message
-
-
-def reconcile_sysctl(work: Work, sysctl: Sysctl) -> None:
-    path = SYSCTL_ROOT / sysctl.path
-    try:
-        before = path.read_text().strip()
-        if before != sysctl.value:
-            path.write_text(sysctl.value)
-            work.changes.append(f"sysctl {sysctl.path} set to {sysctl.value} (was {before})")
-    except FileNotFoundError as error:
-        if not sysctl.optional:
-            work.fail(f"sysctl {sysctl.path}", error)
-    except OSError as error:
-        work.fail(f"sysctl {sysctl.path}", error)

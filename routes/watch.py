@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from routes.links import SYSCTL_ROOT
+from routes import sysctls
 from routes.lookup import observe_interface
 from routes.namespace import NamespaceReconciler
 from routes.netlink import Netlink
@@ -276,10 +276,10 @@ class KernelReconciler:
             loop.remove_reader(self._files.fileno())
             self._files.close()
             self._files = None
-        sysctls = [sysctl for state in desired.devices for sysctl in state.sysctls] if desired else []
-        if sysctls:
+        wanted = [sysctl for state in desired.devices for sysctl in state.sysctls] if desired else []
+        if wanted:
             with contextlib.suppress(OSError):  # no inotify to be had: the regular check finds those changes
-                self._files = FileEvents(SYSCTL_ROOT / sysctl.path for sysctl in sysctls)
+                self._files = FileEvents(sysctls.root() / sysctl.path for sysctl in wanted)
                 loop.add_reader(self._files.fileno(), self._file_written, self._files)
 
     def _tell(self, result: ReconcileResult, problems: tuple[ObjectError, ...]) -> None:

@@ -11,7 +11,7 @@ from routes.state import ObjectError
 HINTS = {
     errno.EPERM: "the process needs CAP_NET_ADMIN",
     errno.EACCES: "not allowed here (is net.ipv6.conf.*.disable_ipv6 set?)",
-    errno.EROFS: "mount /proc/sys writable",
+    errno.EROFS: "mount /proc/sys writable, or the host's /proc/sys/net at /host/proc/sys/net",
     errno.ENODEV: "the device went away meanwhile",
     errno.ENETDOWN: "the device is down",
     errno.ENETUNREACH: "the gateway is not on link here",

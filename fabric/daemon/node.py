@@ -322,7 +322,7 @@ class Node:
         for line in self.firewall.warnings():
             log.warning("%s", line)
         log.info("%s", report.ready_line(self))
-        systemd.notify("READY=1")
+        systemd.notify("READY=1\nWATCHDOG=1")  # a successor's time runs from its predecessor's last word else
 
     def _tasks(self) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
         return [

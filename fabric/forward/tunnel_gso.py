@@ -14,7 +14,7 @@ from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from routes import lookup
+from routes import lookup, sysctls
 from tun.device import Kind, create
 from tun.offload import Features
 from tun.virtio import TUNNEL_HEADER_SIZE
@@ -89,7 +89,7 @@ class TunnelTap:
         self._target = 0  # the interface's index: another of its name is another interface
         self.device = create(name, Kind.TAP, allowed=Features.ALL, header_size=TUNNEL_HEADER_SIZE)
         try:
-            ipv6 = Path("/proc/sys/net/ipv6/conf") / name
+            ipv6 = sysctls.root() / "net/ipv6/conf" / name
             if ipv6.exists():
                 (ipv6 / "accept_ra").write_text("0")
                 (ipv6 / "addr_gen_mode").write_text("1")

@@ -150,7 +150,7 @@ def test_letting_go(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         assert "withdraw" not in bench.journal.steps
 
     run(bench, body)
-    assert told == ["READY=1", "MAINPID=4711"]
+    assert told == ["READY=1\nWATCHDOG=1", "MAINPID=4711"]
 
 
 def test_nothing_is_added_while_a_successor_has_the_records(bench: Bench) -> None:

@@ -238,7 +238,7 @@ def test_ready_is_told_to_the_service_manager(nodes: tuple[TestNode, TestNode], 
             nodes[0].launch()
         finally:
             del os.environ["NOTIFY_SOCKET"]
-        assert b"READY=1" in iter(lambda: manager.recv(100), b"STOPPING=1")
+        assert any(b"READY=1" in said for said in iter(lambda: manager.recv(100), b"STOPPING=1"))
         assert nodes[0].ready()
         nodes[0].stop()
         assert b"STOPPING=1" in iter(lambda: manager.recv(100), b"")
