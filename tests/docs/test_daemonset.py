@@ -16,6 +16,7 @@ from kubernetes_asyncio.client import models
 
 from fabric import config, flags
 from fabric.cli.install import install
+from routes import sysctls
 
 PLACE = Path(__file__).parents[2] / "docs" / "kubernetes"
 DOCUMENTS = {item["kind"]: item for item in yaml.safe_load_all((PLACE / "daemonset.yaml").read_text())}
@@ -80,6 +81,7 @@ def test_fabricd_takes_its_options_and_finds_its_files() -> None:
     files = (options.run_dir, options.subnet_file, options.state_dir, options.cni_data_dir, options.net_config_path)
     for path in files:
         assert any(Path(path).is_relative_to(place) for place in mounted), path
+    assert str(sysctls.OF_HOST / "net") in mounted
     assert container["readinessProbe"]["httpGet"]["port"] == options.healthz_port
     parsed = config.parse(DOCUMENTS["ConfigMap"]["data"]["net-conf.json"])
     assert json.loads(DOCUMENTS["ConfigMap"]["data"]["net-conf.json"])["Backend"]["Type"] == parsed.backend.type
