@@ -52,14 +52,15 @@ STAGES = (
     Stage("ruff", "style and common mistakes", [str(BIN / "ruff"), "check", "--no-cache", "."], 60),
     Stage("mypy", "types, strict", [str(BIN / "mypy")], 300),
     Stage("imports", "who may import and cimport whom", [*MODULE, "tests.stages_contracts"], 60),
-    Stage("unit", "tests without privilege", [*PYTEST, "not root", *PARALLEL], 300),
+    Stage("unit", "tests without privilege", [*PYTEST, "not root and not slow", *PARALLEL], 300),
+    Stage("long", "the same, of more than a second each", [*PYTEST, "not root and slow", *PARALLEL], 300),
     Stage("root", "tests on real devices in network namespaces", [*PYTEST, SHARED, *ISOLATED], 1500, needs_root),
     Stage("alone", "the same, of what others would disturb", [*PYTEST, "root and alone", *WITH_ALONE], 600, needs_root),
     Stage("fuzz", "malformed inputs", [*MODULE, "tests.fuzz"], 600),
     Stage("asan", "compiled modules under AddressSanitizer", [*MODULE, "tests.stages_asan"], 600),
     Stage("bench", "speed against its floors", [*MODULE, "bench", "gate"], 900, needs_bench),
 )
-SLOW = {"root", "alone", "fuzz", "asan", "bench"}
+SLOW = {"long", "root", "alone", "fuzz", "asan", "bench"}
 
 
 def choose(words: Sequence[str]) -> list[Stage]:

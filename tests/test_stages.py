@@ -16,8 +16,9 @@ def names(*words: str) -> list[str]:
 
 
 def test_words() -> None:
-    assert names("fast") == ["ruff", "mypy", "imports", "unit"]
-    assert names() == names("all") == ["ruff", "mypy", "imports", "unit", "root", "alone", "fuzz", "asan", "bench"]
+    fast = ["ruff", "mypy", "imports", "unit"]
+    assert names("fast") == fast
+    assert names() == names("all") == [*fast, "long", "root", "alone", "fuzz", "asan", "bench"]
     assert names("fuzz", "unit", "fuzz") == ["unit", "fuzz"]
     assert names("fast", "asan") == [*names("fast"), "asan"]
     with pytest.raises(ValueError, match="no such stage: nonsense \\(there are fast, all, ruff"):
@@ -37,6 +38,7 @@ def test_stage_state(code: str, state: str, capfd: pytest.CaptureFixture[str]) -
     assert "== demo: a demonstration" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_stage_that_never_ends_is_interrupted(capfd: pytest.CaptureFixture[str]) -> None:
     code = "try: __import__('time').sleep(60)\nexcept KeyboardInterrupt: print('cleaned up')"
     assert run_stage(Stage("demo", "slow", [sys.executable, "-c", code], 1)).state == "failed"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from bench import policy
 
 
+@pytest.mark.slow
 def test_a_small_cluster() -> None:
     row = policy.measure(200, 20, everywhere=False)
     assert (row.pods, row.policies, row.own) == (200, 20, 100)

@@ -6,6 +6,8 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
+
 from fabric.cni import errors
 from fabric.cni.kinds import NAMES
 from fabric.cni.kinds.bridge import UNSUPPORTED
@@ -67,6 +69,7 @@ def functions_of(name: str) -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_every_must_of_the_specification_has_a_row_with_tests_that_exist() -> None:
     table = rows("The specification, requirement by requirement")
     assert [int(cells[0]) for cells in table] == MUSTS

@@ -236,6 +236,7 @@ def damaged(draw: st.DrawFn) -> bytes:
     return seal(data) if draw(st.integers(0, 3)) else data
 
 
+@pytest.mark.slow
 @settings(max_examples=600)
 @given(damaged())
 def test_twin_on_damaged_packets(packet: bytes) -> None:
@@ -264,6 +265,7 @@ def chains(draw: st.DrawFn) -> bytes:
     return head + bytes.fromhex("20010db8000300000000000000000001") * 2 + data
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(chains())
 def test_twin_on_extension_chains(packet: bytes) -> None:

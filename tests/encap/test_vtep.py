@@ -22,6 +22,7 @@ def entry(name: str, address: Address, mac: bytes = MAC) -> Row:
     return name, address, 8472, mac, OWN, 1450, "vxlan", 1, ("vxlan",), False, 0
 
 
+@pytest.mark.slow
 @given(st.lists(addresses, unique=True, max_size=60), st.lists(addresses, max_size=20))
 def test_twin(known: list[Address], others: list[Address]) -> None:
     """An IPv4 and an IPv6 address of the same number are two VTEPs."""

@@ -322,6 +322,7 @@ KEYS = st.sampled_from(["Network", "IPv6Network", "EnableIPv4", "EnableIPv6", "S
 GOOD = st.sampled_from(["10.244.0.0/16", "fd00::/48", "10.244.3.0", {"Type": "vxlan"}, {"Type": "host-gw"}, 26, True])
 
 
+@pytest.mark.slow
 @given(st.dictionaries(KEYS, JSON | GOOD))
 def test_any_object_is_accepted_or_refused(document: dict[str, object]) -> None:
     for check in (True, False):

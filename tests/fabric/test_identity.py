@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,6 +12,7 @@ POOL = [[number // 2] for number in range(10)]  # equal in pairs, never the same
 tuples = st.lists(st.sampled_from(range(10))).map(lambda numbers: tuple(POOL[number] for number in numbers))
 
 
+@pytest.mark.slow
 @given(tuples, tuples)
 def test_twin(old: tuple[list[int], ...], new: tuple[list[int], ...]) -> None:
     gone, come = differing(old, new)

@@ -16,6 +16,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(VALUES)
 def test_agrees_with_json_on_good_text(value: object) -> None:
     assert jsonsafe.loads(json.dumps(value)) == value

@@ -141,6 +141,7 @@ steps = st.tuples(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(steps, max_size=12))
 def test_being_told_what_changed_makes_no_difference(
     path: list[tuple[dict[int, tuple[int, int] | None], str, int, str]],

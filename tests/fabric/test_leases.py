@@ -74,6 +74,7 @@ def test_bad_values(value: bytes) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @given(st.text(max_size=60), st.binary(max_size=200))
 def test_anything_is_a_lease_or_a_format_error(key: str, value: bytes) -> None:
     with pytest.raises(leases.LeaseFormatError):

@@ -19,6 +19,7 @@ SHORT = {
 GOOD = encapsulate(PACKET, vni=1, destination=OWN_MAC, source=PEER_MAC)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_target_holds_for_a_short_run(name: str) -> None:
     function, _, expected = TARGETS[name]
@@ -60,6 +61,7 @@ def test_every_truncation_is_counted_once(length: int) -> None:
     assert "pass" not in counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", range(0, len(port_frames(8472)), 7))
 def test_every_truncation_of_a_frame_is_counted_once(index: int) -> None:
     """A superframe may be cut short without becoming malformed only beyond its IP length."""

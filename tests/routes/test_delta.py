@@ -1,5 +1,6 @@
 """DeltaTracker against two plain dictionaries compared from scratch, over any sequence of operations."""
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -73,7 +74,7 @@ class TrackerMachine(RuleBasedStateMachine):
         assert (self.tracker.desired, self.tracker.observed) == (self.desired, self.observed)
 
 
-TestTracker = TrackerMachine.TestCase
+TestTracker = pytest.mark.slow(TrackerMachine.TestCase)
 
 
 def test_caller_keeps_its_own_maps() -> None:

@@ -54,6 +54,7 @@ def test_agrees_with_naive_longest_prefix_match(
     assert len(fib) == len(entries)
 
 
+@pytest.mark.slow
 @given(
     before=st.dictionaries(networks(), st.integers(0, 3), max_size=16),
     changes=st.lists(st.tuples(networks(), st.none() | st.integers(0, 3)), max_size=16),
@@ -134,6 +135,7 @@ def test_refused_entries_are_named(entries: list[tuple[str, int]], message: str)
         Fib(entries)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [32, 128])
 def test_compiling_ten_thousand_prefixes_is_quick(bits: int) -> None:
     random = Random(bits)

@@ -86,6 +86,7 @@ def test_networks(packed: bytes, length: int, prefix: IPv4Network | IPv6Network)
     assert network(packed, length) == prefix
 
 
+@pytest.mark.slow
 def test_looks_leave_nothing_for_the_collector() -> None:
     """There is one every few seconds, and a table that is empty is refused each time: cycles had grown the daemon."""
     refusal = HEADER.pack(HEADER.size + ERROR_CODE.size, NLMSG_ERROR, 0, 1, 0) + ERROR_CODE.pack(-errno.ENOENT)

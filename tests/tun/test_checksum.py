@@ -15,6 +15,7 @@ BOTH = [(4, TCP), (4, UDP), (6, TCP), (6, UDP)]
 DATA = st.one_of(st.binary(max_size=80), st.binary(min_size=1390, max_size=1410))
 
 
+@pytest.mark.slow
 @given(DATA)
 def test_checksum_agrees_with_scapy_and_the_definition(data: bytes) -> None:
     assert checksum(data) == scapy_checksum(data) == inet_sum(data) ^ 0xFFFF

@@ -264,6 +264,7 @@ def orders(frames: list[bytes]) -> dict[tuple[bytes, bytes], list[bytes]]:
     return found
 
 
+@pytest.mark.slow
 @given(EVENTS, st.sampled_from([ALL, ALL, ALL, FEATURE_CSUM | FEATURE_TSO, FEATURE_CSUM, 0]))
 @settings(max_examples=100, deadline=None)
 def test_merge_then_split_gives_every_flow_back(

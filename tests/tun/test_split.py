@@ -32,6 +32,7 @@ def superframe(**fields: object) -> Packet:
     return replace(Packet(payload=bytes(range(256)) * 20, check="partial"), **fields)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "protocol"), BOTH)
 @pytest.mark.parametrize("gso_size", [1, 7, 536, 1398, 5119, 5120, 5121])
 def test_segments_equal_the_twin(family: int, protocol: int, gso_size: int) -> None:
@@ -39,6 +40,7 @@ def test_segments_equal_the_twin(family: int, protocol: int, gso_size: int) -> N
     assert split(packet.build(), superframe_header(packet, gso_size)) == naive_split(packet, gso_size)
 
 
+@pytest.mark.slow
 @given(
     kind=st.sampled_from(BOTH),
     payload=st.binary(min_size=1, max_size=400),

@@ -48,6 +48,7 @@ def test_words(command: str, words: list[str]) -> None:
     assert words_of(command, ENVIRONMENT) == words
 
 
+@pytest.mark.slow
 @given(st.text(max_size=40))
 def test_any_text_is_cut_into_words_without_space(text: str) -> None:
     space = {char for char in text if char.isspace() and not "\x1c" <= char <= "\x1f"}

@@ -181,6 +181,7 @@ def test_without_commands_peers_need_nothing() -> None:
     run(body())
 
 
+@pytest.mark.slow
 def test_one_bad_peer_delays_nobody_and_is_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     cure = tmp_path / "cure"
     more = f"""
@@ -206,6 +207,7 @@ if os.environ["SUBNET"].startswith("10.244.5.") and not os.path.exists({str(cure
     ]
 
 
+@pytest.mark.slow
 def test_commands_that_hang_hold_up_nobody_for_long(tmp_path: Path) -> None:
     more = "\nif os.environ['PUBLIC_IP'].endswith('9'):\n    import time; time.sleep(600)\n"
     add = Recorder(tmp_path, more=more)
@@ -266,6 +268,7 @@ def hostile(marker: Path) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_what_a_peer_published_reaches_a_command_on_standard_input_only(tmp_path: Path) -> None:
     """CVE-2026-32241: an annotation of a node was run by `sh -c` as root on all others."""
     marker = tmp_path / "marker"

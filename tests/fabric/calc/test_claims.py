@@ -191,6 +191,7 @@ def seen_by(own: Lease, found: list[Lease], kind: str, links: calc.OnLink) -> di
     }
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(SETS, st.randoms(use_true_random=False), st.data())
 def test_every_node_picks_the_same_winners(found: list[Lease], rng: random.Random, data: st.DataObject) -> None:
@@ -265,6 +266,7 @@ ATTRS = st.fixed_dictionaries(
 STRANGE = st.sampled_from(["10.244.66.0-24", "10.244.2.0-25", "10.244.0.0-17", "10.244.66.0-24&fd00:0:0:42::-64"])
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(STRANGE, ATTRS, st.sampled_from(sorted(NODES)), st.sampled_from(["eth0", None]))
 def test_whatever_a_younger_lease_says_it_changes_nobody_elses(

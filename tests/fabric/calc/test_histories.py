@@ -95,6 +95,7 @@ def end(node: calc.Node, state: State) -> calc.Outcome:
     return Run(node).step(state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STATE_LISTS)
 @pytest.mark.parametrize("own", NODES)
 def test_the_output_depends_on_the_last_state_only(own: str, name: str) -> None:

@@ -32,6 +32,7 @@ links = st.none() | st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NODES)
 @settings(deadline=None, max_examples=25)
 @given(

@@ -92,6 +92,7 @@ def test_a_bad_filter_is_one_line(text: str, reason: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_filter_that_is_too_long() -> None:
     program = libpcap.compile(" or ".join(f"host 10.244.{i // 250}.{i % 250}" for i in range(1500)), DLT_RAW, 65535)
     with pytest.raises(bpf.BpfError, match="too long"):

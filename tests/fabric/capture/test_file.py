@@ -49,6 +49,7 @@ def tshark(path: Path) -> list[dict[str, Any]]:
     return [item["_source"]["layers"] for item in json.loads(shown.stdout)]
 
 
+@pytest.mark.slow
 def test_tshark_finds_everything(tmp_path: Path) -> None:
     payload = COMMENTS.rebuilt(refused(source="192.0.2.2", encapsulation="vxlan", length=len(VXLAN_PAYLOAD)),
                                VXLAN_PAYLOAD)  # fmt: skip

@@ -61,6 +61,7 @@ def test_groff_takes_them_without_a_warning() -> None:
     assert shown.stderr == ""
 
 
+@pytest.mark.slow
 def test_the_written_files(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "fabric.cli.manual", str(tmp_path)], check=True)
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == manual.pages()
@@ -73,6 +74,7 @@ def test_completion_scripts(shell: str) -> None:
     assert "_FABRICCTL_COMPLETE" in result.stdout
 
 
+@pytest.mark.slow
 def test_bash_completes(tmp_path: Path) -> None:
     """The script itself, in bash: `fabricctl fl<TAB>` and an option."""
     program = tmp_path / "fabricctl"

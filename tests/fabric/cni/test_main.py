@@ -86,6 +86,7 @@ KEYS = [
 TEXT = st.text(alphabet=st.characters(exclude_characters="\0"), max_size=20)
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
 @given(
     command=st.sampled_from(COMMANDS) | TEXT,

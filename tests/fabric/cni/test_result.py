@@ -129,6 +129,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(JSON)
 def test_anything_is_a_result_or_an_error_of_ours(value: Any) -> None:
     assert code_of(lambda: parse(value)) in (0, 6, 7)

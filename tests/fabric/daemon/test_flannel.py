@@ -130,6 +130,7 @@ def test_a_start_that_fails_then_leaves_no_lease(tmp_path: Path, step: str) -> N
     asyncio.run(whole())
 
 
+@pytest.mark.slow
 def test_a_refused_start_leaves_flannels_device(tmp_path: Path) -> None:
     async def whole() -> None:
         store = MemoryStore()

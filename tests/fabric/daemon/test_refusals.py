@@ -47,6 +47,7 @@ def refusal(result: subprocess.CompletedProcess[str]) -> str:
     return message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -82,6 +83,7 @@ def test_usage(tmp_path: Path) -> None:
     assert (result.returncode, result.stderr.splitlines()[0]) == (2, "fabricd: unknown flag --no-such-flag")
 
 
+@pytest.mark.slow
 def test_version_and_help(tmp_path: Path) -> None:
     assert fabricd(tmp_path, "--version").stdout.startswith("fabricd ")
     assert "--iface-can-reach" in fabricd(tmp_path, "--help").stdout

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
 from fabric.cli.explain import lines
 from fabric.explain.arrival import ArrivalError
 from tests.fabric.explain.tables import live, tell
@@ -22,6 +24,7 @@ def damaged(chance: random.Random, data: bytes) -> bytes:
     return bytes(out[: chance.randrange(len(out) + 1)] if chance.random() < 0.3 else out)
 
 
+@pytest.mark.slow
 def test_any_packet_has_a_story() -> None:
     chance, reasons = random.Random(25), set()
     with Fabric() as fabric:

@@ -227,6 +227,7 @@ def test_an_error_belongs_to_the_flow_that_it_quotes(cluster: Cluster, tables: L
     assert "found: 10.244.1.10:4000" in step(tell(tables, error), "flow")
 
 
+@pytest.mark.slow
 def test_nothing_is_touched(cluster: Cluster, tables: LiveTables) -> None:
     """Neither flows nor hits nor counters nor ports: a thousand questions leave no trace."""
     assert cluster.send("a", "b", tcp(80)) == PASSED
@@ -242,6 +243,7 @@ def test_nothing_is_touched(cluster: Cluster, tables: LiveTables) -> None:
     assert all(port.peer.take() is None for port in cluster.one.ports)
 
 
+@pytest.mark.slow
 def test_a_pod_at_its_quota(cluster: Cluster, tables: LiveTables) -> None:
     """What is half open makes room, until all is established: from then on it is told that there is none."""
     assert cluster.one.flows is not None

@@ -21,6 +21,7 @@ def total(drops: dict[str, int]) -> int:
     return sum(drops.values())
 
 
+@pytest.mark.slow
 def test_refused_superframe_counts_its_packets(pair: Pair) -> None:
     """Packets of one flow arrive together and leave merged: a refused write loses all of them."""
     parts = naive_split(superframe(4, UDP_NUMBER, 40 * 1200, (3, 5), (2, 10)), 1200)

@@ -83,6 +83,7 @@ def histories(draw: st.DrawFn) -> list[tuple[int, Seen | None]]:
     return found
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(history=histories(), quota=st.integers(1, 9))
 def test_same_as_the_twin(history: list[tuple[int, Seen | None]], quota: int) -> None:
@@ -259,6 +260,7 @@ def test_what_a_pod_leaves_is_forgotten_with_it(version: int) -> None:
     assert table.forget(1, [ip_address(pods[0])]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ends", "forgetting"), [(9, False), (40, False), (9, True)])
 def test_threads_see_no_torn_record(ends: int, forgetting: bool) -> None:
     """Writers push each other's flows out of a table of eight, while others read, look, and forget the pod."""

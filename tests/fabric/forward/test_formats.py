@@ -253,6 +253,7 @@ def test_sockets_do_not_spin_before_the_first_snapshot(fabric: Fabric) -> None:
     assert a.count("ingress_wakeups") < 20
 
 
+@pytest.mark.slow
 def test_a_flooded_socket_does_not_starve_the_other(fabric: Fabric) -> None:
     """A queue that never runs empty: the other socket still has its turn within a batch or two."""
     a, raw = fabric.add_node(1, second_format="udp"), fabric.add_raw_peer(3, "udp")

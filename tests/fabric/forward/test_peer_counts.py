@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from ipaddress import IPv4Address
 
+import pytest
+
 from fabric.forward.peer_counts import SLOTS, PeerCounts
 from fabric.model import Peer
 
@@ -74,6 +76,7 @@ def test_other_workers_go_on_where_the_last_ones_ended() -> None:
     assert sent(counts, second) == {"a": 7}
 
 
+@pytest.mark.slow
 def test_beyond_the_last_slot_peers_are_not_counted_one_by_one() -> None:
     counts, worker = PeerCounts(), Counting()
     many = tuple(peer(str(number)) for number in range(SLOTS + 1))

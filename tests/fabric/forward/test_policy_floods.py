@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from fabric.forward.flows import FlowTable
 from tests.fabric.forward.naive_flows import SYN
 from tests.fabric.forward.policed import address, allow, policy, probe_on
@@ -15,6 +17,7 @@ def flood() -> list[bytes]:
     return [make(6, (A, 1024 + i % 60_000), (OUTSIDE, 80 + i // 60_000), SYN) for i in range(FLOOD)]
 
 
+@pytest.mark.slow
 def test_a_denied_flood_takes_no_place() -> None:
     table = FlowTable(1024)
     probe = probe_on(table, [policy("a", egress=[])], flood())
@@ -26,6 +29,7 @@ def test_a_denied_flood_takes_no_place() -> None:
     assert len(probe.denied()) <= 128
 
 
+@pytest.mark.slow
 def test_an_allowed_flood_takes_its_own_places() -> None:
     table = FlowTable(8192)
     probe = probe_on(table, [policy("a", egress=[allow()]), policy("b", egress=[allow("c", "TCP", 80)])], flood())

@@ -264,6 +264,7 @@ def body_of(piece: bytes, family: int) -> bytes:
     return piece[20 if family == 4 else 40 :]
 
 
+@pytest.mark.slow
 def test_threads_that_sleep_lose_what_waits_too_long(cluster: Cluster) -> None:
     """Counted within seconds though nothing else happens, whether a port's or the underlay's thread has them."""
     cluster.apply(*(policy(name, ingress=[]) for name in "abc"))

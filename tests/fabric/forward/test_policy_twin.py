@@ -10,6 +10,7 @@ from ipaddress import ip_address
 from random import Random
 from typing import Any
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -155,6 +156,7 @@ def random_packet(r: Random, machine: Machine, sent: list[Packet]) -> Packet:
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32))
 @example(seed=962964)  # a flow that is cut while a packet of another one is refused
@@ -171,6 +173,7 @@ def test_same_as_the_twin(seed: int) -> None:
         sent.append(packet)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_staged_policies_count_what_the_twin_would_have_done(seed: int) -> None:

@@ -70,6 +70,7 @@ def interesting(state: ForwardingState, ports: list[Port]) -> set[Address]:
     return found | {address + 1 for address in found} | {address - 1 for address in found}
 
 
+@pytest.mark.slow
 @given(st.lists(states, min_size=1, max_size=8))
 def test_any_path_leads_to_the_same_tables(path: list[tuple[list[Peer], list[str], tuple[LocalVtep, ...]]]) -> None:
     tables = Tables()

@@ -48,6 +48,7 @@ def others(root: Path) -> set[str]:
     return {str(path.relative_to(root)) for path in found if "opt/podfabric/" not in str(path)}
 
 
+@pytest.mark.slow
 def test_everything_is_in_its_place(root: Path) -> None:
     assert others(root) - {"etc/systemd/system/fabricd.service.d/254.conf"} == FILES
     assert not (root / "opt/podfabric/of-an-older-version").exists()
@@ -57,6 +58,7 @@ def test_everything_is_in_its_place(root: Path) -> None:
     assert (root / "etc/default/fabricd").read_text() == "FABRICD_OPTIONS=--iface=eth7\n"
 
 
+@pytest.mark.slow
 def test_the_environment_stands_alone(root: Path) -> None:
     """Everything is imported from it, nothing from the tree it was made of, and nothing is left to be compiled."""
     code = (
@@ -99,6 +101,7 @@ def test_nothing_mentions_where_it_was_made(root: Path) -> None:
     assert b"/opt/podfabric/lib" in compiled
 
 
+@pytest.mark.slow
 def test_uninstall_takes_everything_away_but_what_was_changed(root: Path, tmp_path: Path) -> None:
     place = tmp_path / "copy"
     shutil.copytree(root, place, symlinks=True)

@@ -178,6 +178,7 @@ def test_gc_goes_on_after_an_error(tmp_path: Path) -> None:
     assert reserved(tmp_path) == {}
 
 
+@pytest.mark.slow
 def test_a_reboot_with_250_stale_reservations(tmp_path: Path) -> None:
     """R30: all of them are free before the first ADD is answered, and no live one is lost."""
     addresses = [f"10.244.1.{number}" for number in range(2, 252)]

@@ -35,6 +35,7 @@ def damaged(content: bytes) -> Iterator[bytes]:
     yield b"\xff" * 4096
 
 
+@pytest.mark.slow
 def test_a_live_record(tmp_path: Path) -> None:
     """The only address of the range is LIVE's. Whatever its file says, it stays reserved while LIVE lives."""
     loaded = conf(tmp_path, "10.244.1.0/30")
@@ -48,6 +49,7 @@ def test_a_live_record(tmp_path: Path) -> None:
         assert allocator.reconcile(loaded, [pod(2), LIVE], os.urandom(16).hex()) == ()
 
 
+@pytest.mark.slow
 def test_a_record_whose_owner_is_gone(tmp_path: Path) -> None:
     """It is freed by gc although it says nothing useful, as soon as every live attachment has a record."""
     loaded = conf(tmp_path, "10.244.1.0/29")
@@ -59,6 +61,7 @@ def test_a_record_whose_owner_is_gone(tmp_path: Path) -> None:
     assert granted(loaded, pod(3)) == ["10.244.1.3"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["last_reserved_ip.0", "boot_id", "lock", ".last_reserved_ip.0.tmp"])
 def test_the_other_files(tmp_path: Path, name: str) -> None:
     loaded = conf(tmp_path, "10.244.1.0/29")
@@ -91,6 +94,7 @@ def put(path: Path, kind: str) -> None:
         path.touch(0o600 if kind == "empty" else 0)
 
 
+@pytest.mark.slow
 @CALM
 @given(st.lists(st.one_of(FOREIGN, st.binary(max_size=80)), min_size=1, max_size=4))
 def test_foreign_things_are_reserved_addresses(tmp_path: Path, kinds: list[str | bytes]) -> None:

@@ -50,6 +50,7 @@ def base(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @CALM
 @given(st.sampled_from(["ADD", "DEL", "CHECK"]), NAME, TEXT, NAME, st.one_of(st.just(""), TEXT))
 def test_hostile_names(base: Path, command: str, network: str, container: str, ifname: str, args: str) -> None:
@@ -85,6 +86,7 @@ DOCUMENT = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @CALM
 @given(DOCUMENT, TEXT)
 def test_hostile_configurations(hostile: dict[str, Any], args: str) -> None:
@@ -195,6 +197,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_a_racing_symlinker_gets_nothing_written(tmp_path: Path) -> None:
     """A neighbour without rights over our lock exchanges our files for links all the time."""
     victim = tmp_path / "victim"

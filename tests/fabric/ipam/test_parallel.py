@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.fabric.ipam.plugin import OURS, REFERENCE, Outcome, document, files, outcome, reserved, start
 from tests.scenarios.waiting import wait_for
 
@@ -54,6 +56,7 @@ def run(place: Path, conf: dict[str, Any], commands: list[tuple[str, str]]) -> l
         return finish(processes)
 
 
+@pytest.mark.slow
 def test_fifty_at_once_get_fifty_addresses(tmp_path: Path) -> None:
     conf = document(tmp_path, "10.244.1.0/24", "2001:db8::/64")
     (tmp_path / "pods").mkdir(0o755)
@@ -82,6 +85,7 @@ def test_fifty_at_once_get_fifty_addresses(tmp_path: Path) -> None:
     assert set(files(tmp_path / "pods")) == {"lock", "last_reserved_ip.0", "last_reserved_ip.1"}
 
 
+@pytest.mark.slow
 def test_the_last_addresses_go_to_exactly_as_many(tmp_path: Path) -> None:
     conf = document(tmp_path, "10.244.1.0/28")  # 13 addresses
     (tmp_path / "pods").mkdir(0o755)

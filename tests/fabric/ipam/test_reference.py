@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,6 +43,7 @@ def same(one: Outcome, two: Outcome) -> None:
     assert one.error.removeprefix("host-local: ") == two.error.removeprefix("host-local: ")
 
 
+@pytest.mark.slow
 @SEQUENCES
 @given(st.sampled_from(SHAPES), st.lists(OPS, max_size=25))
 def test_any_sequence_on_one_directory(shape: tuple[object, ...], ops: list[Op]) -> None:
@@ -114,6 +116,7 @@ IPAM = st.builds(
 )
 
 
+@pytest.mark.slow
 @CONFIGURATIONS
 @given(OUTER, IPAM)
 def test_any_configuration(outer: dict[str, Any], ipam: dict[str, Any]) -> None:

@@ -140,6 +140,7 @@ def test_udp_counters_add_both_families(tmp_path: Path) -> None:
     assert traffic.udp_counters(four, tmp_path / "none") == 115
 
 
+@pytest.mark.slow
 def test_the_lock_is_exclusive_and_leaves_nothing(tmp_path: Path) -> None:
     run_dir = tmp_path / "lab"
     lock = state.Lock(run_dir)

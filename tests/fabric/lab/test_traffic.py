@@ -44,6 +44,7 @@ def last(process: subprocess.Popen[str]) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("address", "listen"), [("127.0.0.1", "0.0.0.0"), ("::1", "::")])
 @pytest.mark.parametrize("streams", ["1", "3"])
 def test_tcp_counts_every_byte(address: str, listen: str, streams: str) -> None:
@@ -53,6 +54,7 @@ def test_tcp_counts_every_byte(address: str, listen: str, streams: str) -> None:
     assert got["bytes"] == sent["bytes"] > 0
 
 
+@pytest.mark.slow
 def test_rr_answers_what_was_asked() -> None:
     with server("rr-server") as (responder, port):
         where = ("--address", "127.0.0.1", "--port", port)

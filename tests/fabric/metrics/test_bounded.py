@@ -1,5 +1,6 @@
 """No family grows without bound, and no text of others does harm in a label."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
@@ -34,6 +35,7 @@ def test_labels_that_become_equal_are_one_series() -> None:
     assert [(len(item.labels[0]), item.value) for item in found["drops"]] == [(MAX_LABEL, 3)]
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(st.text(st.characters(exclude_categories=())), max_size=5))
 def test_any_label_can_be_read_back(texts: list[str]) -> None:

@@ -165,6 +165,7 @@ def test_what_was_never_readable_shows_nothing(tmp_path: Path, how: str, caplog:
     assert len([line for line in caplog.messages if "pods stay closed until it can be read" in line]) == 1
 
 
+@pytest.mark.slow
 def test_without_the_directory_the_last_run_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "gone"
     remembered = {KEY: Given(network_policy("web"), "a.yaml", 1)}
@@ -188,6 +189,7 @@ def test_a_broken_file_has_the_objects_of_the_last_run(tmp_path: Path) -> None:
     assert titles(first(tmp_path, remembered)) == ["NetworkPolicy shop/web"]
 
 
+@pytest.mark.slow
 def test_the_directory_goes_and_comes_back(tmp_path: Path) -> None:
     path = tmp_path / "policies"
     path.mkdir()

@@ -93,6 +93,7 @@ def test_refusals(text: bytes, line: int, reason: str) -> None:
     assert caught.value.line == line
 
 
+@pytest.mark.slow
 def test_aliases_are_taken_and_a_bomb_of_them_is_not() -> None:
     (found,) = parse_documents(b"a: &x {k: v}\nb: *x\n", "a.yaml")
     assert found.value["b"] == {"k": "v"}
@@ -125,6 +126,7 @@ def test_any_text_is_read_or_refused_with_a_line(text: str) -> None:
     assert "\n" not in refused
 
 
+@pytest.mark.slow
 @given(st.dictionaries(TEXTS.filter(lambda key: key != "kind"), VALUES, max_size=4))
 def test_what_was_dumped_is_read_back_and_can_be_remembered(value: dict[str, object]) -> None:
     (found,) = parse_documents(yaml.safe_dump(value, allow_unicode=True).encode("utf-8", "surrogatepass"), "a.yaml")

@@ -125,6 +125,7 @@ def test_an_add_waits_for_the_pods_object_where_an_api_has_it(tmp_path: Path) ->
     run(tmp_path, body)
 
 
+@pytest.mark.slow
 def test_a_data_path_that_refuses_is_said_once_and_asked_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

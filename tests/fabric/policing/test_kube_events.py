@@ -117,6 +117,7 @@ def test_an_event_names_the_object_and_is_within_the_apis_limits() -> None:
     assert "namespace" not in long["involvedObject"]
 
 
+@pytest.mark.slow
 def test_of_two_nodes_one_creates_the_event(shared: ApiServer) -> None:
     refused = replace(REFUSED, namespace="two")
 
@@ -134,6 +135,7 @@ def test_of_two_nodes_one_creates_the_event(shared: ApiServer) -> None:
     assert posts(shared, 409, "two") == 1
 
 
+@pytest.mark.slow
 def test_the_number_is_bounded_and_the_rate_is_that_of_the_cluster(
     shared: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,6 +159,7 @@ def test_the_number_is_bounded_and_the_rate_is_that_of_the_cluster(
     assert posts(shared, 409, "many") == 0
 
 
+@pytest.mark.slow
 def test_an_event_that_the_api_has_forgotten_is_written_again_while_it_is_true(shared: ApiServer) -> None:
     refused = replace(REFUSED, namespace="old")
     other = replace(refused, name="other")

@@ -79,6 +79,7 @@ def run(body: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(whole())
 
 
+@pytest.mark.slow
 def test_everything_is_listed_before_anything_is_shown_and_then_followed(api: ApiServer) -> None:
     fill(api)
 
@@ -137,6 +138,7 @@ def test_a_cluster_without_cluster_policies_is_complete(api: ApiServer, monkeypa
     run(body)
 
 
+@pytest.mark.slow
 def test_without_the_api_the_last_run_counts_until_everything_was_listed(
     api: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,6 +159,7 @@ def test_without_the_api_the_last_run_counts_until_everything_was_listed(
     run(body)
 
 
+@pytest.mark.slow
 def test_an_outage_changes_nothing(api: ApiServer) -> None:
     fill(api)
 
@@ -174,6 +177,7 @@ def test_an_outage_changes_nothing(api: ApiServer) -> None:
     run(body)
 
 
+@pytest.mark.slow
 def test_the_role_in_docs_is_enough_and_flannels_is_told_apart(make_api: MakeServer, tmp_path: Path) -> None:
     flannels = tmp_path / "flannel.yaml"
     flannels.write_text(yaml.safe_dump({"kind": "ClusterRole", "rules": FLANNELS}))
@@ -197,6 +201,7 @@ def test_the_role_in_docs_is_enough_and_flannels_is_told_apart(make_api: MakeSer
     run(body)
 
 
+@pytest.mark.slow
 def test_nothing_is_written(api: ApiServer) -> None:
     async def body() -> None:
         source = KubePolicySource(client(api), "n1")
@@ -208,6 +213,7 @@ def test_nothing_is_written(api: ApiServer) -> None:
     run(body)
 
 
+@pytest.mark.slow
 def test_auto_is_on_where_the_role_may_read_and_stays_on_where_it_was(
     make_api: MakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -244,6 +250,7 @@ def test_auto_is_on_where_the_role_may_read_and_stays_on_where_it_was(
     run(body)
 
 
+@pytest.mark.slow
 def test_a_daemon_enforces_the_clusters_policies(api: ApiServer, tmp_path: Path) -> None:
     fill(api)
     conf = tmp_path / "net-conf.json"

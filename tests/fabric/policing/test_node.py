@@ -131,6 +131,7 @@ def test_a_port_is_made_when_its_policy_is_in_force(bench: PolicyBench) -> None:
     bench.run(body)
 
 
+@pytest.mark.slow
 def test_a_port_is_refused_while_the_data_path_takes_it_for_another_pod(bench: PolicyBench) -> None:
     bench.write("pods.yaml", pod("old", "10.244.1.5", node="n9"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ RANGE = st.tuples(st.integers(0, 30), st.integers(0, 10)).map(lambda pair: (pair
 CHANGES = st.lists(st.tuples(st.integers(1, 4), st.lists(RANGE, max_size=4)), max_size=12)
 
 
+@pytest.mark.slow
 @given(changes=CHANGES, family=st.sampled_from([4, 6]), far=st.booleans())
 def test_the_layer_says_where_each_set_lies(changes: list[tuple[int, list[Range]]], family: int, far: bool) -> None:
     """`far`: at the end of all addresses instead of the beginning."""
@@ -49,6 +51,7 @@ def test_points_stay_sorted(many: list[int], few: list[int]) -> None:
     assert list(entries) == [wanted[address] for address in sorted(wanted)]
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.booleans(), st.lists(st.integers(0, 3), max_size=3).map(tuple)), max_size=60))
 def test_a_pool_uses_what_it_has(steps: list[tuple[bool, tuple[int, ...]]]) -> None:
     pool: Pool[int] = Pool([])

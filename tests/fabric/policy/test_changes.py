@@ -132,6 +132,7 @@ class Told:
 CALICO = {"apiVersion": "projectcalico.org/v3"}
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_each_change_leads_to_what_a_fresh_start_says(seed: int) -> None:
@@ -168,6 +169,7 @@ def test_a_failed_snapshot_leaves_nothing_behind() -> None:
         assert not snapshot.allowed("198.51.100.7", "10.244.0.2", "TCP", 80)
 
 
+@pytest.mark.slow
 def test_what_changes_and_goes_is_not_kept() -> None:
     """After a thousand pods and policies have come and gone, as many sets, stages and entries are there as before."""
     cluster = Cluster()

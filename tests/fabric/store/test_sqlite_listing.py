@@ -43,6 +43,7 @@ def fresh(path: Path, clock: Clock) -> Snapshot:
         other.close()
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=20)
 @given(path=steps)
 def test_any_path_leads_to_what_is_there(

@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 PROBE = """
 import json, sys
 {before}
@@ -26,6 +28,7 @@ def probe(before: str) -> tuple[list[str], bool, int]:
     return loaded, is_real, family
 
 
+@pytest.mark.slow
 def test_only_messages_are_loaded_and_pyroute2_works_as_ever() -> None:
     loaded, is_real, family = probe("")
 
@@ -34,6 +37,7 @@ def test_only_messages_are_loaded_and_pyroute2_works_as_ever() -> None:
     assert not {"pyroute2", "pyroute2.netlink.nlsocket", "pyroute2.netlink.core"} & set(loaded)
 
 
+@pytest.mark.slow
 def test_pyroute2_that_is_there_already_is_left_as_it_is() -> None:
     loaded, is_real, family = probe("import pyroute2")
 

@@ -107,6 +107,7 @@ def cases(draw: st.DrawFn) -> tuple[Network, Network, Packet]:
     return net, pod, Packet(source, destination, mark)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(cases())
 def test_any_packet_in_any_network(case: tuple[Network, Network, Packet]) -> None:
@@ -117,6 +118,7 @@ def test_any_packet_in_any_network(case: tuple[Network, Network, Packet]) -> Non
     assert found == flannels_list(net, pod, packet)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(cases())
 def test_forwarding_accepts_what_comes_from_or_goes_to_the_network(case: tuple[Network, Network, Packet]) -> None:
@@ -128,6 +130,7 @@ def test_forwarding_accepts_what_comes_from_or_goes_to_the_network(case: tuple[N
     assert verdict(chain.rules, packet) == ("accept" if touches else "policy")
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=50)
 @given(cases(), cases())
 def test_two_families_do_not_meet(one: tuple[Network, Network, Packet], other: tuple[Network, Network, Packet]) -> None:

@@ -92,6 +92,7 @@ def test_events_against_a_dict(changes: list[tuple[int, str, int]], size: int) -
     assert content.leases() == {int(entry.expires - 1000) for entry in model.values() if entry.expires}
 
 
+@pytest.mark.slow
 @given(events)
 def test_the_size_is_that_of_what_is_there(changes: list[tuple[int, str, int]]) -> None:
     content = Content(P, "s", 0)
@@ -113,6 +114,7 @@ def test_a_huge_value_is_cut() -> None:
     assert len(content.snapshot().entries["/p/a"].value) == module.MAX_VALUE
 
 
+@pytest.mark.slow
 def test_too_many_keys() -> None:
     content = Content(P, "s", 0)
     content.put((kv(f"/p/{number}", 1) for number in range(module.MAX_KEYS)), ends)

@@ -71,6 +71,7 @@ async def refusal(url: str) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("answer", "words"), [case[1:] for case in ANSWERS], ids=[case[0] for case in ANSWERS])
 def test_a_bad_answer_is_one_line(answer: Answer, words: str, caplog: pytest.LogCaptureFixture) -> None:
     async def body() -> None:
@@ -167,6 +168,7 @@ ENDINGS: dict[str, Answer] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS.keys())
 def test_a_watch_that_ends_is_said_once_and_tried_with_growing_pauses(
     ending: Answer, caplog: pytest.LogCaptureFixture
@@ -196,6 +198,7 @@ def test_a_watch_that_ends_is_said_once_and_tried_with_growing_pauses(
     run(body, caplog)
 
 
+@pytest.mark.slow
 def test_who_does_not_want_pings_gets_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
     """An etcd with a high `--grpc-keepalive-min-time` ends the connection: the next one waits twice as long."""
     monkeypatch.setattr(client, "PING_AFTER", 0.4)
@@ -213,6 +216,7 @@ def test_who_does_not_want_pings_gets_fewer(monkeypatch: pytest.MonkeyPatch) -> 
     run(body)
 
 
+@pytest.mark.slow
 def test_endless_compaction_is_no_busy_loop(caplog: pytest.LogCaptureFixture) -> None:
     """An etcd that always says compacted: a handful of lists a second, not thousands."""
     caplog.set_level(logging.INFO)
@@ -235,6 +239,7 @@ def test_endless_compaction_is_no_busy_loop(caplog: pytest.LogCaptureFixture) ->
     assert len(caplog.records) < 15
 
 
+@pytest.mark.slow
 def test_a_flood_does_not_grow_us() -> None:
     """100 MB of events at a consumer that reads one item and then stops: flow control holds the sender back."""
     event = {"kv": {"key": (P + "x").encode(), "mod_revision": 1 << 20, "value": b"v" * 60_000}}

@@ -159,6 +159,7 @@ def test_what_is_refused(tmp_path: Path, cluster: Any, user: Any, more: Any, mes
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["", "[]", "a: [", "\0", "&a [*a, *b]", "!!python/object:os.system {}", "[" * 3000])
 def test_what_is_no_kubeconfig(tmp_path: Path, text: str) -> None:
     (tmp_path / "config").write_text(text)

@@ -179,6 +179,7 @@ def problem_of(call: Callable[[], object]) -> str:
     return ""
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from(N.all()), TEXTS), st.lists(TEXTS | st.sampled_from(["10.1.0.0/24"]), max_size=3))
 def test_hostile_annotations_never_raise_anything_else(annotations: dict[str, str], cidrs: list[str]) -> None:
     text = json.dumps(document(metadata={"name": "n", "annotations": annotations}, spec={"podCIDRs": cidrs}))
@@ -190,6 +191,7 @@ def test_hostile_annotations_never_raise_anything_else(annotations: dict[str, st
         assert "\n" not in problem_of(lambda: leases.parse(entry.key.removeprefix(P), entry.value, None, 1))
 
 
+@pytest.mark.slow
 @given(JSON | st.fixed_dictionaries({"metadata": JSON, "spec": JSON, "items": st.lists(JSON, max_size=3)}))
 def test_hostile_documents_never_raise_anything_else(found: Any) -> None:
     text = json.dumps(found).encode("utf-8", "replace")

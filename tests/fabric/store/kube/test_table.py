@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -160,6 +161,7 @@ def history(changes: Sequence[Change]) -> tuple[list[Event], dict[str, str]]:
     return events, now
 
 
+@pytest.mark.slow
 @given(CHANGES, st.randoms(use_true_random=False))
 def test_duplicates_and_any_order_end_in_the_same_table(changes: list[Change], rng: object) -> None:
     events, expected = history(changes)
