@@ -1,12 +1,13 @@
 """What the data path was told, where that outlives the process: a memory file (memfd_create(2)), kept for the next run.
 
 With it the next run forwards before it has read anything else (`fabric.forward.resumed`). Layout of the file: two
-places of PLACE bytes, written in turn; each is MAGIC, a sequence number, the length of its text, CRC-32 of number and
-text, and the text. The whole one with the higher number counts. The text is JSON: `layout`, `words` (the command line:
-with another one nothing is resumed), `settings`, `vni`, `vteps`, `peers`, `ports`. Raise LAYOUT when the meaning of
-anything changes; a file of another layout, or one that cannot be understood, is not used.
+places of PLACE bytes, written in turn; each is MAGIC, a sequence number, the lengths of its text and its verdicts,
+CRC-32 of number, text and verdicts, and these two. The whole one with the higher number counts. The text is JSON:
+`layout`, `words` (the command line: with another one nothing is resumed), `settings`, `vni`, `vteps`, `peers`, `ports`.
+The verdicts are policy (`fabric.policy.frozen`), nothing where there is none. Raise LAYOUT when the meaning of anything
+changes; a file of another layout, or one that cannot be understood, is not used.
 
-Limits: a text of more than PLACE bytes (about 30,000 peers) is not kept. Policy is not in it.
+Limits: what is more than PLACE bytes together is not kept.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from typing import Any, NamedTuple
 from fabric.forward import kept
 from fabric.model import DataplaneSettings, Endpoint, ForwardingState, LocalVtep, Peer
 
-LAYOUT = 1
-PLACE = 8 << 20
+LAYOUT = 2
+PLACE = 64 << 20
+"""Only what is written takes memory."""
 MAGIC = b"fabstate"
-_HEAD = struct.Struct("=8sQII")
+_HEAD = struct.Struct("=8sQIII")
 
 
 class Told(NamedTuple):
@@ -35,6 +37,7 @@ class Told(NamedTuple):
     settings: DataplaneSettings
     state: ForwardingState
     ports: tuple[Endpoint, ...]
+    verdicts: bytes = b""
 
 
 class LastState:
@@ -44,7 +47,7 @@ class LastState:
 
     def __init__(self, keeper: kept.Kept) -> None:
         self._fd = -1
-        self._text = b""
+        self._written = (b"", b"")
         if not keeper.lasts():
             return
         for fd in keeper.take(kept.STATE):
@@ -55,19 +58,24 @@ class LastState:
         if self._fd < 0:
             self._fd = os.memfd_create("fabric-state", os.MFD_CLOEXEC)
             os.ftruncate(self._fd, 2 * PLACE)
+        for number in (0, 1):
+            if _place(self._fd, number) is None:  # torn: the other one counts until a whole one is written here
+                os.pwrite(self._fd, bytes(_HEAD.size), number * PLACE)
         keeper.keep(kept.STATE, [self._fd])
 
     def write(self, told: Told | None) -> None:
         """What the next run goes on with; None: with nothing."""
         text = json.dumps(_content(told), separators=(",", ":")).encode() if told else b""
-        if self._fd < 0 or text == self._text:
+        verdicts = told.verdicts if told else b""
+        if self._fd < 0 or (told and (text, verdicts) == self._written):
             return
-        if len(text) > PLACE - _HEAD.size:
-            text = b""
-        self._text = text
-        sequence = _newest(self._fd)[0] + 1  # not counted: a predecessor may have written meanwhile
-        head = _HEAD.pack(MAGIC, sequence, len(text), _check(sequence, text))
-        os.pwrite(self._fd, head + text, sequence % 2 * PLACE)
+        if len(text) + len(verdicts) > PLACE - _HEAD.size:
+            text = verdicts = b""
+        self._written = text, verdicts
+        # Not counted: a predecessor may have written meanwhile.
+        sequence = 1 + max(_head(self._fd, number)[0] for number in (0, 1))
+        head = _HEAD.pack(MAGIC, sequence, len(text), len(verdicts), _check(sequence, text, verdicts))
+        os.pwritev(self._fd, [head, text, verdicts], sequence % 2 * PLACE)
 
     def close(self) -> None:
         """Idempotent."""
@@ -82,31 +90,47 @@ def read(keeper: kept.Kept) -> Told | None:
     for fd in fds:
         keeper.put(kept.STATE, fd)
     try:
-        text = _newest(fds[0])[1] if len(fds) == 1 else b""
-        return _told(json.loads(text)) if text else None
+        found = _newest(fds[0]) if len(fds) == 1 else _NOTHING
+        return _told(json.loads(found.text), found.verdicts) if found.text else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None  # of another version
 
 
-def _newest(fd: int) -> tuple[int, bytes]:
-    """Number and text of the place that counts; 0 and nothing where none is whole."""
-    return max([(0, b""), *(place for place in (_place(fd, 0), _place(fd, 1)) if place is not None)])
+class _Place(NamedTuple):
+    sequence: int
+    text: bytes
+    verdicts: bytes
 
 
-def _place(fd: int, number: int) -> tuple[int, bytes] | None:
-    """Number and text of a place; None when it is not whole."""
-    head = os.pread(fd, _HEAD.size, number * PLACE)
-    if len(head) < _HEAD.size:
-        return None
-    magic, sequence, length, check = _HEAD.unpack(head)
-    if magic != MAGIC or length > PLACE - _HEAD.size:
-        return None
-    text = os.pread(fd, length, number * PLACE + _HEAD.size)
-    return (sequence, text) if _check(sequence, text) == check else None
+_NOTHING = _Place(0, b"", b"")
 
 
-def _check(sequence: int, text: bytes) -> int:
-    return zlib.crc32(text, zlib.crc32(sequence.to_bytes(8, "little")))
+def _newest(fd: int) -> _Place:
+    """The place that counts."""
+    return max([_NOTHING, *(place for place in (_place(fd, 0), _place(fd, 1)) if place is not None)])
+
+
+def _place(fd: int, number: int) -> _Place | None:
+    """A place; None when it is not whole."""
+    sequence, text_size, verdicts_size, check = _head(fd, number)
+    text, verdicts = bytearray(text_size), bytearray(verdicts_size)
+    os.preadv(fd, [text, verdicts], number * PLACE + _HEAD.size)
+    found = _Place(sequence, bytes(text), bytes(verdicts))
+    return found if sequence and _check(*found) == check else None
+
+
+def _head(fd: int, number: int) -> tuple[int, int, int, int]:
+    """Of a place: sequence number, sizes of text and verdicts, check; zeros where there is none."""
+    data = os.pread(fd, _HEAD.size, number * PLACE)
+    if len(data) == _HEAD.size:
+        magic, sequence, text_size, verdicts_size, check = _HEAD.unpack(data)
+        if magic == MAGIC and text_size + verdicts_size <= PLACE - _HEAD.size:
+            return sequence, text_size, verdicts_size, check
+    return 0, 0, 0, 0
+
+
+def _check(sequence: int, text: bytes, verdicts: bytes) -> int:
+    return zlib.crc32(verdicts, zlib.crc32(text, zlib.crc32(sequence.to_bytes(8, "little"))))
 
 
 def _content(told: Told) -> Mapping[str, Any]:
@@ -135,7 +159,7 @@ def _content(told: Told) -> Mapping[str, Any]:
     }  # fmt: skip
 
 
-def _told(content: Mapping[str, Any]) -> Told | None:
+def _told(content: Mapping[str, Any], verdicts: bytes) -> Told | None:
     if content["layout"] != LAYOUT:
         return None
     given = content["settings"]
@@ -152,7 +176,7 @@ def _told(content: Mapping[str, Any]) -> Told | None:
         for name, kind, netns, ifname, addresses, mtu, mac in content["ports"]
     ]
     state = ForwardingState(content["vni"], tuple(vteps), tuple(peers))
-    return Told(list(content["words"]), settings, state, tuple(ports))
+    return Told(list(content["words"]), settings, state, tuple(ports), verdicts)
 
 
 def _texts(values: Iterable[object]) -> list[str]:

@@ -5,8 +5,11 @@ descriptors (`fabric.forward.kept`) and what the data path was told last (`fabri
 Then the daemon starts as ever and tells the data path everything again; what is there already is found, what nobody
 asks for is taken away by `start`.
 
-Not resumed, so that they wait for the whole start: a command line other than the last one, and a node with policy,
-whose rules have to be compiled first.
+Policy goes on as it was last in force; a change of it is in the file half a second later, and until then there is
+nothing in the file: what was allowed before a change is never allowed by this.
+
+Not resumed, so that they wait for the whole start: a command line other than the last one, and a node with policy whose
+verdicts are not in the file.
 """
 
 from __future__ import annotations
@@ -60,16 +63,20 @@ class LastingDataplane(Dataplane):
         self._resumed: set[str] = set()  # ports that nobody has asked for yet
         self._has_node = False  # it was resumed, and nobody has asked for it yet
         self._runs = False
-        self._judges = settings.policy_required
+        self._told_policy: PolicySnapshot | None = None
+        self._verdicts = b""  # the same, frozen, once that is needed
         self._writing = False
         self._unsaid = _Unsaid()
 
-    def resume(self, told: Told) -> None:
-        """Forward as it was told. Raises DataplaneError; call `stop` then."""
+    def resume(self, told: Told, policy: PolicySnapshot | None) -> None:
+        """Forward as it was told, judging by `policy`. Raises DataplaneError; call `stop` then."""
         level = log.level
         log.addHandler(self._unsaid)
         log.setLevel(logging.INFO)
         try:
+            if policy is not None:
+                super().set_policy(policy)
+                self._told_policy, self._verdicts = policy, told.verdicts
             self._resume(told)
         finally:
             log.removeHandler(self._unsaid)
@@ -126,6 +133,8 @@ class LastingDataplane(Dataplane):
             self.delete_port(name)
         if not self._runs:
             super().start(before_threads)
+            if self._told_policy is not None:
+                self._last.write(None)  # a predecessor's policy may have been an older one
         else:
             self._kept.drop_rest()
             self.follow_offloads()
@@ -155,9 +164,14 @@ class LastingDataplane(Dataplane):
         self._change()
 
     def set_policy(self, snapshot: PolicySnapshot | None, staged: PolicySnapshot | None = None) -> None:
-        super().set_policy(snapshot, staged)
-        self._judges = self._judges or snapshot is not None
-        self._change()
+        if snapshot is not self._told_policy:
+            self._last.write(None)  # before anything is judged by the new one
+        try:
+            super().set_policy(snapshot, staged)
+            if snapshot is not self._told_policy:
+                self._told_policy, self._verdicts = snapshot, b""
+        finally:
+            self._change()
 
     def halt(self) -> None:
         self._write()
@@ -180,10 +194,17 @@ class LastingDataplane(Dataplane):
 
     def _write(self) -> None:
         self._writing = False
-        if self._told_state is not None and not self._judges and not self._resumed:
-            self._last.write(Told(self._words, self.settings, self._told_state, tuple(self._told_ports.values())))
-        elif self._judges:
+        if self._told_state is None or self._resumed:
+            return
+        if self._told_policy is not None and not self._verdicts:
+            from fabric.policy.frozen import freeze
+
+            self._verdicts = freeze(self._told_policy)
+        if self.settings.policy_required and not self._verdicts:
             self._last.write(None)
+        else:
+            ports = tuple(self._told_ports.values())
+            self._last.write(Told(self._words, self.settings, self._told_state, ports, self._verdicts))
 
 
 def resume(keeper: kept.Kept, words: Sequence[str]) -> LastingDataplane | None:
@@ -191,15 +212,27 @@ def resume(keeper: kept.Kept, words: Sequence[str]) -> LastingDataplane | None:
 
     When it turns out on the way that it cannot be had, the next start does not try again."""
     told = last_state.read(keeper)
-    if told is None or told.words != list(words) or not keeper.holds(kept.NODE) or told.settings.policy_required:
+    if told is None or told.words != list(words) or not keeper.holds(kept.NODE):
+        return None
+    policy = _policy(told.verdicts)
+    if policy is None and (told.settings.policy_required or told.verdicts):
         return None
     made = LastingDataplane(told.settings, keeper, words)
     try:
-        made.resume(told)
+        made.resume(told, policy)
     except (DataplaneError, OSError) as error:
         made.forget()
         raise SystemExit(f"fabricd: cannot go on as in the last run, starting anew: {error}") from None
     return made
+
+
+def _policy(verdicts: bytes) -> PolicySnapshot | None:
+    """None where there are none, or another version's."""
+    if not verdicts:
+        return None
+    from fabric.policy.frozen import thaw  # a node without policy does not wait for it
+
+    return thaw(verdicts)
 
 
 def _formats(state: ForwardingState) -> set[Encapsulation]:

@@ -223,6 +223,10 @@ class Stage:
         self.table.default_rule = default_rule
         self.table.default_established = default_established
 
+    def frozen(self):
+        """(arrays, default action, its rule, its choice): what this was made of, but for the label."""
+        return self.arrays, self.table.default_action, self.table.default_rule, self.table.default_established
+
 
 class PolicySnapshot:
     """One immutable generation of every verdict of this node.
@@ -253,6 +257,10 @@ class PolicySnapshot:
 
     def __dealloc__(self):
         free(self.tables.stages)
+
+    def frozen(self):
+        """(number, arrays): what this was made of, but for stages and names."""
+        return self.number, self.arrays
 
     def ask(self, src, dst, protocol, dport, sport, icmp):
         question: Question

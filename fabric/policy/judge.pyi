@@ -11,6 +11,7 @@ class Stage:
     def __init__(
         self, arrays: tuple[bytes, ...], default_action: int, default_rule: int, default_established: int, label: object
     ) -> None: ...
+    def frozen(self) -> tuple[tuple[bytes, ...], int, int, int]: ...
 
 class PolicySnapshot:
     """One immutable generation of every verdict; see judge.py."""
@@ -19,6 +20,7 @@ class PolicySnapshot:
     stages: list[Stage]
     names: Any
     def __init__(self, number: int, arrays: tuple[bytes, ...], stages: list[Stage], names: object) -> None: ...
+    def frozen(self) -> tuple[int, tuple[bytes, ...]]: ...
     def verdict(
         self,
         src: Ip,

@@ -28,7 +28,7 @@ STATE = ForwardingState(
     ),
 )  # fmt: skip
 PORTS = (Endpoint("p1", "tap", "/run/netns/p1", "eth0", (ip_address("10.244.1.9"),), 1450, "02:00:00:00:00:01"),)
-TOLD = Told(["--iface=eth0"], SETTINGS, STATE, PORTS)
+TOLD = Told(["--iface=eth0"], SETTINGS, STATE, PORTS, b"verdicts")
 
 
 def written(manager: Manager, *told: Told | None) -> None:
@@ -61,11 +61,39 @@ def test_nothing_is_a_state_too(manager: Manager) -> None:
     assert last_state.read(manager) is None
 
 
-@pytest.mark.parametrize("at", [0, 10, 30, 200], ids=str)
+def test_nothing_is_a_state_whoever_wrote_last(manager: Manager) -> None:
+    """Two runs at a time, a predecessor and its successor: what each has written itself says nothing."""
+    predecessor = LastState(manager)
+    manager.next_run()
+    successor = LastState(manager)
+    manager.next_run()
+    successor.write(None)
+    predecessor.write(TOLD)
+    successor.write(None)
+    assert last_state.read(manager) is None
+    successor.write(TOLD)
+    assert last_state.read(manager) == TOLD
+    predecessor.close()
+    successor.close()
+
+
+def test_a_torn_place_is_the_next_one_that_is_written(manager: Manager) -> None:
+    """Torn again, the one before counts still."""
+    written(manager, TOLD, replace_mtu(1300))
+    for mtu in (1301, 1302):
+        os.pwrite(manager.fds[kept.STATE][0], b"torn", 100)
+        written(manager, replace_mtu(mtu))
+        assert last_state.read(manager) == replace_mtu(mtu)
+    os.pwrite(manager.fds[kept.STATE][0], b"torn", 100)
+    assert last_state.read(manager) == TOLD
+
+
+@pytest.mark.parametrize("at", [0, 10, 30, 200, -1], ids=str)
 def test_the_one_before_counts_where_the_last_is_torn(manager: Manager, at: int) -> None:
     """A process that was killed while it wrote: of the second one, in place 0, some bytes are wrong."""
     written(manager, TOLD, replace_mtu(1300))
     fd = manager.fds[kept.STATE][0]
+    at = at if at >= 0 else os.pread(fd, 10_000, 0).index(TOLD.verdicts)
     byte = os.pread(fd, 1, at)[0]
     os.pwrite(fd, bytes([byte ^ 0xFF]), at)
     assert last_state.read(manager) == TOLD
@@ -82,13 +110,13 @@ def test_a_file_of_another_size_is_replaced(manager: Manager, size: int) -> None
 
 
 @pytest.mark.parametrize(
-    "change", [b'"layout":2', b'"layout":"1"', b'"layout":[]', b'"leyout":1'], ids=lambda change: change.decode()
+    "change", [b'"layout":1', b'"layout":"2"', b'"layout":[]', b'"leyout":2'], ids=lambda change: change.decode()
 )
 def test_another_layout_is_nothing(manager: Manager, change: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     dumps = last_state.json.dumps
     with monkeypatch.context() as patch:
         patch.setattr(
-            last_state.json, "dumps", lambda *what, **how: dumps(*what, **how).replace('"layout":1', change.decode())
+            last_state.json, "dumps", lambda *what, **how: dumps(*what, **how).replace('"layout":2', change.decode())
         )
         written(manager, TOLD)
     assert last_state.read(manager) is None

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
 
-from fabric.forward import kept
+from fabric.forward import kept, last_state
 from fabric.forward.resumed import LastingDataplane, resume
 from fabric.model import Endpoint
+from fabric.policy import Pod, PolicySnapshot, compile_policies
 from tests.fabric.forward.harness import prefixes_of
 from tests.fabric.forward.managers import Manager
 from tests.fabric.forward.test_dataplane import PORTS, PlaneNode
@@ -19,6 +21,9 @@ from tests.tun.conftest import Namespace, wait_for
 
 pytestmark = pytest.mark.root
 WORDS = ["--iface=lo"]
+ADDRESS = prefixes_of(1)[0].network_address + 9
+POLICED = {"policy_required": True, "flows": 1024}
+ALLOWED, REFUSED = "10.244.2.1", "10.244.2.2"
 
 
 @pytest.fixture
@@ -33,7 +38,7 @@ def namespace(stack: ExitStack) -> Namespace:
 def endpoint(stack: ExitStack) -> Endpoint:
     pods = Namespace()
     stack.callback(pods.delete)
-    return Endpoint("p1", "tun", pods.path, "eth1", (prefixes_of(1)[0].network_address + 9,))
+    return Endpoint("p1", "tun", pods.path, "eth1", (ADDRESS,))
 
 
 def ran(namespace: Namespace, manager: Manager, endpoint: Endpoint, **changes: object) -> None:
@@ -132,10 +137,75 @@ def test_another_command_line_resumes_nothing(
     assert manager.holds(kept.STATE)
 
 
-def test_policy_resumes_nothing(namespace: Namespace, manager: Manager, stack: ExitStack, endpoint: Endpoint) -> None:
-    """Its rules are not there yet, and without them nothing may pass."""
-    ran(namespace, manager, endpoint, policy_required=True)
+def test_policy_without_verdicts_resumes_nothing(
+    namespace: Namespace, manager: Manager, stack: ExitStack, endpoint: Endpoint
+) -> None:
+    """Without them nothing may pass."""
+    ran(namespace, manager, endpoint, **POLICED)
     assert next_run(namespace, manager, stack) is None
+
+
+def verdicts(*sources: str) -> PolicySnapshot:
+    """The pod takes from these only."""
+    blocks = [{"ipBlock": {"cidr": f"{source}/32"}} for source in sources]
+    policy = {
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "p1"},
+        "spec": {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"from": blocks}]},
+    }  # fmt: skip
+    return compile_policies([policy], [Pod("default", "p1", {}, (ADDRESS,))], [], [])
+
+
+def judged(plane: LastingDataplane) -> list[bool]:
+    """What is said of a flow from each of the two."""
+    snapshot = plane.live().policy
+    assert snapshot is not None
+    return [snapshot.allowed(source, ADDRESS, "UDP", 7) for source in (ALLOWED, REFUSED)]
+
+
+def test_policy_goes_on_as_it_was(
+    namespace: Namespace, manager: Manager, stack: ExitStack, endpoint: Endpoint
+) -> None:
+    """Over any number of runs, until a new one is there."""
+    node = PlaneNode(namespace, 1)
+    node.plane = plane = LastingDataplane(replace(SETTINGS, **POLICED), manager, WORDS)  # type: ignore[arg-type]
+    node.start()
+    plane.add_port(endpoint)
+    plane.set_policy(verdicts(ALLOWED, REFUSED))
+    plane.set_policy(verdicts(ALLOWED))
+    ended(plane, manager)
+    for _ in range(2):
+        resumed = next_run(namespace, manager, stack)
+        assert resumed is not None
+        assert judged(resumed) == [True, False]
+        resumed.attach_port(endpoint)
+        resumed.start()
+        ended(resumed, manager)
+
+
+def test_a_change_of_policy_leaves_nothing_to_go_on_with_until_it_is_written(
+    namespace: Namespace, manager: Manager, stack: ExitStack, endpoint: Endpoint
+) -> None:
+    """A process that is killed then has its successor compile: what was allowed before never passes again."""
+    later: list[Callable[[], None]] = []
+    node = PlaneNode(namespace, 1)
+    settings = replace(SETTINGS, **POLICED)  # type: ignore[arg-type]
+    node.plane = plane = LastingDataplane(settings, manager, WORDS, later.append)
+    stack.callback(plane.stop)
+    node.start()
+    plane.add_port(endpoint)
+    plane.set_policy(verdicts(ALLOWED, REFUSED))
+    later.pop()()
+    assert known(manager)
+    plane.set_policy(verdicts(ALLOWED))
+    assert not known(manager)
+    later.pop()()
+    assert known(manager)
+
+
+def known(manager: Manager) -> bool:
+    """Whether a run that began now would have anything to go on with."""
+    manager.next_run()
+    return last_state.read(manager) is not None
 
 
 def test_a_pod_that_is_gone_holds_up_nothing(
