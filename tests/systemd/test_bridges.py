@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import pytest
 
+from fabric.cli.flow_list import pages
 from fabric.control_client import DaemonUnavailableError
 from tests.fabric.daemon.nodes import ip
 from tests.scenarios.policy_lab import policy
@@ -55,9 +56,9 @@ def bridged(netns: str) -> Iterator[Bridged]:
         pods = dict(make_pods(stack, netns, booted))
         objects = [pod_object(name, pod) for name, pod in pods.items()]
         write(directory, "pods.yaml", objects)
-        write(directory, "policy.yaml", [policy("isolating", ALLOWED, target=TARGET)])
-        wait_for(lambda: "isolating" in policies(booted), "the policy to be in force")
-        yield Bridged(booted, pods, directory)
+        made = Bridged(booted, pods, directory)
+        allow(made, ALLOWED)
+        yield made
 
 
 def make_pods(stack: ExitStack, netns: str, booted: Booted) -> Iterator[tuple[str, Pod]]:
@@ -90,6 +91,13 @@ def write(directory: Path, name: str, objects: list[dict[str, object]]) -> None:
     (directory / ".new").rename(directory / "policies" / name)
 
 
+def allow(bridged: Bridged, *sources: str) -> None:
+    """The target takes from these, and that is in force when this returns."""
+    name = "-".join(["from", *sources])
+    write(bridged.directory, "policy.yaml", [policy(name, *sources, target=TARGET)])
+    wait_for(lambda: policies(bridged.booted) == {name}, "the policy to be in force")
+
+
 def policies(booted: Booted) -> set[str]:
     """Those in force."""
     with suppress(DaemonUnavailableError), client(booted) as daemon:
@@ -102,6 +110,12 @@ def dropped(booted: Booted) -> int:
     with suppress(DaemonUnavailableError), client(booted) as daemon:
         return int(daemon.ask("counters")["drop_policy_ingress"])
     return 0
+
+
+def flows_of(booted: Booted, pod: Pod) -> int:
+    """Connections that the pod has begun and that may go on."""
+    with client(booted) as daemon:
+        return sum(flow["source"] == pod.address and flow["allowed"] for flow in pages(daemon))
 
 
 @pytest.mark.parametrize("how", [kill, restart, hand_over, stop_and_start])
@@ -123,3 +137,23 @@ def test_enforcement_lasts(bridged: Bridged, how: Callable[[Booted], None]) -> N
     assert found.doubled == 0
     if how is not stop_and_start:
         assert found.lost == 0
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.3, 0.6])
+def test_what_was_forbidden_before_a_kill_stays_forbidden(bridged: Bridged, seconds: float) -> None:
+    """The next process goes on by the last verdicts it finds, and may find none, but never older ones: they are kept
+    half a second after a change."""
+    target, refused = bridged.pods[TARGET], bridged.pods[REFUSED]
+    allow(bridged, ALLOWED, REFUSED)
+    flow = Flow(refused.netns, target.netns, target.address, PORT, RATE, bridged.directory)
+    with flowing(flow):
+        begun = time.monotonic()
+        wait_for(lambda: flows_of(bridged.booted, refused), "what is allowed to arrive")
+        allow(bridged, ALLOWED)
+        forbidden = time.monotonic()
+        wait_for(lambda: time.monotonic() > forbidden + seconds, "the moment of the kill")
+        kill(bridged.booted)
+        wait_for(lambda: dropped(bridged.booted) > RATE / 10, "it to have sent to the next process")
+        end = time.monotonic()
+    assert flow.summary(begun, forbidden).sent > 0
+    assert flow.summary(forbidden, end).sent == 0, "what arrived is known to have been sent"
