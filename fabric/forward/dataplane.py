@@ -29,7 +29,6 @@ from fabric.forward.peer_counts import PeerCounts
 from fabric.forward.policies import Denied, Policies
 from fabric.forward.ports import WorkerPort
 from fabric.forward.refused import refused_packet
-from fabric.forward.rehearse import LiveTables
 from fabric.forward.snapshot import Snapshot
 from fabric.forward.tables import Tables
 from fabric.forward.underlay import Underlay
@@ -38,6 +37,7 @@ from tun.device import Device
 from tun.errors import DeviceError
 
 if TYPE_CHECKING:
+    from fabric.forward.rehearse import LiveTables
     from fabric.forward.tunnel_offload import TunnelOffload
     from fabric.policy import PolicySnapshot
 
@@ -380,6 +380,8 @@ class Dataplane:
 
     def live(self) -> LiveTables:
         """The tables as they are, to run a packet through that is not sent. Raises DataplaneError without any."""
+        from fabric.forward.rehearse import LiveTables  # seldom asked for, and a start waits for every import
+
         if self._snapshot is None or self._state is None:
             raise DataplaneError("no packet passes through this fabricd: the kernel carries them, or it is not ready")
         transmit = {
