@@ -10,11 +10,12 @@ import base64
 import selectors
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from time import monotonic, time_ns
+from time import monotonic, sleep, time_ns
 from typing import Any, BinaryIO
 
 from fabric.capture import pcapng, trains
 from fabric.capture.comments import Commentator, flow_of, inner_offset, inner_packet
+from fabric.capture.pace import Pace
 from fabric.capture.taps import Frame, Tap
 from fabric.control_client import ControlClient, DaemonRefusedError
 
@@ -96,9 +97,10 @@ class Session:
 
     def __init__(
         self, out: BinaryIO, taps: Sequence[Tap], refused: RefusedPackets | None, comments: Commentator,
-        matches: Matches, snaplen: int, exits_only: bool = False,
+        matches: Matches, snaplen: int, exits_only: bool = False, pace: Pace | None = None,
     ) -> None:  # fmt: skip
         self._out = out
+        self._pace = pace
         self._taps = list(taps)
         self._refused = refused
         self._comments = comments
@@ -128,6 +130,8 @@ class Session:
                         self._drain(key.data, selector, count)
                     self._take_refused(count)
                     self._out.flush()
+                    if self._pace is not None:
+                        sleep(self._pace.pause())
                 self._finish()
             except KeyboardInterrupt:
                 self._finish()

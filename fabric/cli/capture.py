@@ -15,6 +15,7 @@ import click
 from fabric import who
 from fabric.capture import bpf, libpcap
 from fabric.capture.comments import Commentator
+from fabric.capture.pace import Pace
 from fabric.capture.pcapng import ETHERNET
 from fabric.capture.session import RefusedPackets, Session
 from fabric.capture.taps import Tap
@@ -23,7 +24,6 @@ from fabric.cli.asking import Refused, options, refusing
 from fabric.control_client import ControlClient
 from fabric.errors import FabricError
 
-NICE = 10
 MAX_PODS = 64
 """Pods that are listened to when none is named."""
 Found = TypeVar("Found", bound=Sized)
@@ -43,10 +43,12 @@ Found = TypeVar("Found", bound=Sized)
 @click.option("-c", "--count", type=click.IntRange(1), help="end after so many packets")
 @click.option("--duration", type=click.FloatRange(0.1), help="end after so many seconds")
 @click.option("--snaplen", default=262144, type=click.IntRange(64, 262144), help="bytes of each packet at most")
+@click.option("--cpu", default=20, type=click.IntRange(1, 100), metavar="PERCENT",
+              help="of one processor at most (20); beyond, packets are lost to the capture, and counted")  # fmt: skip
 def capture(
     as_json: bool, run_dir: str, target: str, pod: str | None, peer: str | None, inner: str, outer: str,
     reasons: tuple[str, ...], verdict: str | None, places: tuple[Place, ...], count: int | None,
-    duration: float | None, snaplen: int,
+    duration: float | None, snaplen: int, cpu: int,
 ) -> None:  # fmt: skip
     """Write packets of the underlay, the node port and pod ports to a pcapng file, and those that the data path
     refused, each with a comment: verdict, reason, pod, peer. Ctrl-C ends it. --json sums up as JSON on stderr."""
@@ -71,9 +73,8 @@ def capture(
             matches = libpcap.Matcher(libpcap.compile(wanted.inner_text(), libpcap.DLT_RAW, snaplen))
             refused = _refused(client, wanted, matches) if "refused" in where else None
             out = stack.enter_context(_opened(target))
-            os.nice(NICE)
             comments = Commentator(pods, peers, status["underlay"], tunnel_ports(status))
-            session = Session(out, taps, refused, comments, matches, snaplen, verdict == "allowed")
+            session = Session(out, taps, refused, comments, matches, snaplen, verdict == "allowed", Pace(cpu / 100))
             summary = session.run(count, duration)
     for line in summary.problems:
         click.echo(f"fabricctl: {line}", err=True)
