@@ -29,8 +29,8 @@ WINDOW = 60.0
 HIDDEN = "***"
 _SHORTEST_SECRET = 4
 _PATTERNS = (
-    # Bounded, and beginning with what is rare: others choose the text, and its length.
-    (re.compile(r"(://)[^/\s@:]{0,1000}:[^/\s@]{1,1000}@"), rf"\1{HIDDEN}@"),
+    # Nothing here may match in more than one way: others choose the text, and its length.
+    (re.compile(r"(://)[^/\s@:]*:[^/\s@]+@"), rf"\1{HIDDEN}@"),
     (re.compile(r"(?i)\b(bearer|basic) [\w.~+/=-]{8,}"), rf"\1 {HIDDEN}"),
 )
 _secrets: set[str] = set()

@@ -133,8 +133,6 @@ class LastingDataplane(Dataplane):
             self.delete_port(name)
         if not self._runs:
             super().start(before_threads)
-            if self._told_policy is not None:
-                self._last.write(None)  # a predecessor's policy may have been an older one
         else:
             self._kept.drop_rest()
             self.follow_offloads()
@@ -174,7 +172,11 @@ class LastingDataplane(Dataplane):
             self._change()
 
     def halt(self) -> None:
-        self._write()
+        if self._told_policy is None:
+            self._write()
+        else:
+            self._last.write(None)  # a successor's policy may be a newer one
+        self._last.close()
         super().halt()
 
     def stop(self) -> None:

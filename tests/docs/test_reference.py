@@ -90,7 +90,7 @@ def test_flags_named_anywhere_exist() -> None:
     words = (
         "--json --all --help --version --run-dir --dry-run --pod --proto --limit --interval --once --inner "
         "--outer --drop-reason --verdict --on --duration --snaplen --install --directory --from --to --port"
-            " --packet --sport --flags --ttl --may-cut"
+            " --packet --sport --flags --ttl --may-cut --cpu"
     )
     theirs = set(words.split())
     lab = {"--nodes", "--pods", "--mode", "--peer", "--pod-kind", "--ipv6", "--count", "--size", "--df", "--rounds",

@@ -126,10 +126,11 @@ class Booted:
     def main_pid(self) -> int:
         """fabricd's, as the test sees it; 0 while there is none."""
         inside = self.show("MainPID")["MainPID"]
-        for status in self._group.rglob("cgroup.procs"):
-            for pid in status.read_text().split():
-                if _innermost(int(pid)) == inside:
-                    return int(pid)
+        with contextlib.suppress(OSError):  # the unit's group has just gone
+            for status in self._group.rglob("cgroup.procs"):
+                for pid in status.read_text().split():
+                    if _innermost(int(pid)) == inside:
+                        return int(pid)
         return 0
 
     def close(self) -> None:

@@ -7,7 +7,6 @@ has to be quick. `python -m tests.systemd.restarts` takes figures of it all.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator
 
 import pytest
@@ -50,10 +49,16 @@ def test_planned_restarts(cluster: Cluster) -> None:
 
 
 def test_handovers(cluster: Cluster) -> None:
-    """A reload: the pause is that between two threads, not the start of a process."""
-    found = told(under_traffic(cluster, "handed over", [lambda: reload(cluster.nodes[0])] * 5, RATE))
+    """A reload: the pause is that between two threads, not the start of a process.
+
+    One after the other for longer than the watchdog's interval, no process long enough to send the second WATCHDOG=1.
+    """
+    node = cluster.nodes[0]
+    starts = node.show("NRestarts")
+    found = told(under_traffic(cluster, "handed over", [lambda: reload(node)] * 8, RATE))
     assert all((summary.lost, summary.doubled, summary.reordered) == (0, 0, 0) for summary in found.whole)
-    assert statistics.median(found.gaps) <= PAUSE_SECONDS
+    assert node.show("NRestarts") == starts, "systemd has started nothing"
+    assert sorted(found.gaps)[-2] <= PAUSE_SECONDS, "all but one, which may be the machine's"
 
 
 def test_a_rolling_restart(cluster: Cluster) -> None:

@@ -200,6 +200,11 @@ def test_a_change_of_policy_leaves_nothing_to_go_on_with_until_it_is_written(
     assert not known(manager)
     later.pop()()
     assert known(manager)
+    plane.set_policy(verdicts())
+    plane.halt()
+    assert not known(manager), "the successor's policy may be another one"
+    later.pop()()
+    assert not known(manager)
 
 
 def known(manager: Manager) -> bool:
