@@ -77,7 +77,7 @@ def test_sigterm_undoes_what_was_begun(host: Host) -> None:
     pod = host.pod()
     with slow_ipam(host) as log:
         process = start(host, pod, host.conf(cniVersion="1.0.0", ipam={"type": "slow-ipam"}))
-        wait_for(log.exists, "IPAM to be asked")
+        wait_for(lambda: log.exists() and log.read_text(), "IPAM to be asked")
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=20)
         assert process.returncode == 1
