@@ -31,6 +31,8 @@ pytestmark = [pytest.mark.root, pytest.mark.slow]
 TARGET, ALLOWED, REFUSED = "target", "allowed", "refused"
 PORT = 7000
 RATE = 1000
+SECONDS = 30
+"""For what takes one where nothing else runs."""
 
 
 class Bridged(NamedTuple):
@@ -94,7 +96,7 @@ def allow(bridged: Bridged, *sources: str) -> None:
     """The target takes from these, and that is in force when this returns."""
     name = "-".join(["from", *sources])
     write(bridged.directory, "policy.yaml", [policy(name, *sources, target=TARGET)])
-    wait_for(lambda: policies(bridged.booted) == {name}, "the policy to be in force")
+    wait_for(lambda: policies(bridged.booted) == {name}, "the policy to be in force", SECONDS)
 
 
 def policies(booted: Booted) -> set[str]:
@@ -125,10 +127,10 @@ def test_enforcement_lasts(bridged: Bridged, how: Callable[[Booted], None]) -> N
     wanted = Flow(allowed.netns, target.netns, target.address, PORT, RATE, directory)
     forbidden = Flow(refused.netns, target.netns, target.address, PORT + 1, RATE, directory)
     with flowing(wanted, forbidden):
-        wait_for(lambda: dropped(booted) > RATE / 10, "the refused pod to send")
+        wait_for(lambda: dropped(booted) > RATE / 10, "the refused pod to send", SECONDS)
         steady = time.monotonic()
         how(booted)
-        wait_for(lambda: dropped(booted) > RATE / 10, "it to have sent to this process")
+        wait_for(lambda: dropped(booted) > RATE / 10, "it to have sent to this process", SECONDS)
         end = time.monotonic()
     found = wanted.summary(steady, end)
     print(found)
@@ -148,12 +150,12 @@ def test_what_was_forbidden_before_a_kill_stays_forbidden(bridged: Bridged, seco
     flow = Flow(refused.netns, target.netns, target.address, PORT, RATE, bridged.directory)
     with flowing(flow):
         begun = time.monotonic()
-        wait_for(lambda: delivered(bridged.booted) > before + RATE, "the verdicts to be kept that allow it")
+        wait_for(lambda: delivered(bridged.booted) > before + RATE, "the verdicts to be kept that allow it", SECONDS)
         allow(bridged, ALLOWED)
         forbidden = time.monotonic()
         wait_for(lambda: time.monotonic() > forbidden + seconds, "the moment of the kill")
         kill(bridged.booted)
-        wait_for(lambda: dropped(bridged.booted) > RATE / 10, "it to have sent to the next process")
+        wait_for(lambda: dropped(bridged.booted) > RATE / 10, "it to have sent to the next process", SECONDS)
         end = time.monotonic()
     assert flow.summary(begun, forbidden).sent > 0
     assert flow.summary(forbidden, end).sent == 0, "what arrived is known to have been sent"
