@@ -97,7 +97,7 @@ class Session:
 
     def __init__(
         self, out: BinaryIO, taps: Sequence[Tap], refused: RefusedPackets | None, comments: Commentator,
-        matches: Matches, snaplen: int, exits_only: bool = False, pace: Pace | None = None,
+        matches: Matches, snaplen: int, pace: Pace, exits_only: bool = False,
     ) -> None:  # fmt: skip
         self._out = out
         self._pace = pace
@@ -130,8 +130,7 @@ class Session:
                         self._drain(key.data, selector, count)
                     self._take_refused(count)
                     self._out.flush()
-                    if self._pace is not None:
-                        sleep(self._pace.pause())
+                    sleep(self._pace.pause())
                 self._finish()
             except KeyboardInterrupt:
                 self._finish()

@@ -74,7 +74,7 @@ def capture(
             refused = _refused(client, wanted, matches) if "refused" in where else None
             out = stack.enter_context(_opened(target))
             comments = Commentator(pods, peers, status["underlay"], tunnel_ports(status))
-            session = Session(out, taps, refused, comments, matches, snaplen, verdict == "allowed", Pace(cpu / 100))
+            session = Session(out, taps, refused, comments, matches, snaplen, Pace(cpu / 100), verdict == "allowed")
             summary = session.run(count, duration)
     for line in summary.problems:
         click.echo(f"fabricctl: {line}", err=True)

@@ -113,9 +113,8 @@ def _newest(fd: int) -> _Place:
 def _place(fd: int, number: int) -> _Place | None:
     """A place; None when it is not whole."""
     sequence, text_size, verdicts_size, check = _head(fd, number)
-    text, verdicts = bytearray(text_size), bytearray(verdicts_size)
-    os.preadv(fd, [text, verdicts], number * PLACE + _HEAD.size)
-    found = _Place(sequence, bytes(text), bytes(verdicts))
+    at = number * PLACE + _HEAD.size
+    found = _Place(sequence, os.pread(fd, text_size, at), os.pread(fd, verdicts_size, at + text_size))
     return found if sequence and _check(*found) == check else None
 
 

@@ -162,12 +162,13 @@ class LastingDataplane(Dataplane):
         self._change()
 
     def set_policy(self, snapshot: PolicySnapshot | None, staged: PolicySnapshot | None = None) -> None:
-        if snapshot is not self._told_policy:
-            self._last.write(None)  # before anything is judged by the new one
+        if snapshot is self._told_policy:  # what is staged is not taken down
+            super().set_policy(snapshot, staged)
+            return
+        self._last.write(None)  # before anything is judged by the new one
         try:
             super().set_policy(snapshot, staged)
-            if snapshot is not self._told_policy:
-                self._told_policy, self._verdicts = snapshot, b""
+            self._told_policy, self._verdicts = snapshot, b""
         finally:
             self._change()
 

@@ -8,7 +8,6 @@ Limits: numbers of rules are lost, as the next run gives them anew: nothing is c
 
 from __future__ import annotations
 
-import functools
 import marshal
 import os
 from array import array
@@ -17,6 +16,9 @@ from fabric.policy import judge
 from fabric.policy.judge import PolicySnapshot, Stage
 
 NO_RULE = 0xFFFFFFFF
+_FILE = os.stat(judge.__file__)
+READER = _FILE.st_size, _FILE.st_mtime_ns
+"""Which judge this is. Of the file as it was when this was loaded: an upgrade may put another one in its place."""
 STEP_WORDS, RULE_WORD = 5, 1
 """Of a `PolicyStep` in judge.pxd."""
 STEPS = 5
@@ -40,7 +42,7 @@ def freeze(snapshot: PolicySnapshot) -> bytes:
     at = {id(stage): place for place, stage in enumerate(kept)}
     order = array("I", [at[id(stage)] for stage in snapshot.stages]).tobytes()
     stages = tuple(stage.frozen() for stage in kept)
-    return marshal.dumps((_reader(), *snapshot.frozen(), stages, order))
+    return marshal.dumps((READER, *snapshot.frozen(), stages, order))
 
 
 def thaw(data: bytes) -> PolicySnapshot | None:
@@ -49,17 +51,10 @@ def thaw(data: bytes) -> PolicySnapshot | None:
         reader, number, arrays, stages, order = marshal.loads(data)
     except (ValueError, TypeError, EOFError):
         return None
-    if reader != _reader():
+    if reader != READER:
         return None
     made = [Stage(_unnumbered(parts), action, NO_RULE, choice, "last run") for parts, action, _, choice in stages]
     return PolicySnapshot(number, arrays, [made[place] for place in array("I", order)], Nameless())
-
-
-@functools.cache
-def _reader() -> tuple[int, int]:
-    """Which judge this is: size and time of its file."""
-    found = os.stat(judge.__file__)
-    return found.st_size, found.st_mtime_ns
 
 
 def _unnumbered(parts: tuple[bytes, ...]) -> tuple[bytes, ...]:
