@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.fabric.daemon.nodes import TestNode, ip, wait_for
+from tests.fabric.daemon.nodes import TestNode, connect, ip, wait_for
 
 pytestmark = pytest.mark.root
 # The new root has everything of the old one. $1 is where to make it, $2 whether it gets the host's settings.
@@ -33,6 +34,20 @@ exec chroot "$root" "$@"
 """
 
 
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[tuple[TestNode, TestNode]]:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "net-conf.json").write_text('{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}')
+    made: list[TestNode] = []
+    try:
+        made.extend(TestNode(tmp_path, number) for number in (11, 12))
+        connect(*made)
+        yield made[0], made[1]
+    finally:
+        for node in made:
+            node.remove()
+
+
 def contain(node: TestNode, directory: Path, settings: str) -> None:
     """`ip netns exec`, by which it is started, has given it a mount namespace."""
     directory.mkdir()
@@ -47,9 +62,9 @@ def sysctl(node: TestNode, name: str) -> str:
     ).stdout.strip()
 
 
-def test_it_writes_the_host_s_settings(nodes: tuple[TestNode, TestNode], tmp_path: Path) -> None:
+def test_it_writes_the_host_s_settings(pair: tuple[TestNode, TestNode], tmp_path: Path) -> None:
     """And keeps them so."""
-    node, other = nodes
+    node, other = pair
     contain(node, tmp_path / "root", "given")
     node.start()
     other.start()
@@ -62,8 +77,8 @@ def test_it_writes_the_host_s_settings(nodes: tuple[TestNode, TestNode], tmp_pat
     assert not [line for line in node.messages() if "sysctl net/" in line]
 
 
-def test_without_them_it_says_what_to_do(nodes: tuple[TestNode, TestNode], tmp_path: Path) -> None:
-    node, _ = nodes
+def test_without_them_it_says_what_to_do(pair: tuple[TestNode, TestNode], tmp_path: Path) -> None:
+    node, _ = pair
     contain(node, tmp_path / "root", "none")
     node.launch()
     wait_for(node.ended, what="the refusal")

@@ -7,14 +7,28 @@ import socket
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.fabric.daemon.nodes import TestNode, ip, wait_for
+from tests.fabric.daemon.nodes import TestNode, connect, ip, wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 DUAL = '{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10::/56","Backend":{"Type":"vxlan"}}'
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[tuple[TestNode, TestNode]]:
+    made: list[TestNode] = []
+    try:
+        made = [TestNode(tmp_path, 1)]
+        made.append(TestNode(tmp_path, 2))
+        connect(*made)
+        yield made[0], made[1]
+    finally:
+        for node in made:
+            node.remove()
 
 
 def join(*nodes: TestNode) -> None:
